@@ -1,0 +1,1 @@
+"""The acquisition side: pymmcore-plus in, super-resolved frames out. Imports no torch."""

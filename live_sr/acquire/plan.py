@@ -1,0 +1,146 @@
+"""What a sequence will look like on disk, found the way pymmcore-plus' own sink finds it. Writes nothing.
+
+Raw and super-resolved volumes overlay only when both have the same axes; so this follows the sink, including
+its fall-back to an unbounded ``(t, y, x)`` for generators and ragged sequences.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from ome_writers import Dimension, Plate, useq_to_acquisition_settings
+from useq import MDAEvent, MDASequence
+
+from live_sr.client.volume import VolumeLayout, from_dimensions
+from live_sr.errors import InputError
+
+Place = dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """The raw volume of one run.
+
+    Attributes
+    ----------
+    layout : VolumeLayout
+        Axes, sizes, pixel size and dtype of the raw volume.
+    n_frames : int or None
+        Frames of the whole sequence; None when it has no known end.
+    regular : bool
+        False for generators and ragged sequences, stored as ``(t, y, x)`` in order of arrival.
+    place : callable
+        ``(event, n) -> place``: where the run's `n`-th frame lies in the volume.
+    """
+
+    layout: VolumeLayout
+    n_frames: int | None
+    frame_shape: tuple[int, int]
+    dtype: str
+    pixel_size_um: float
+    regular: bool
+    place: Callable[[MDAEvent, int], Place]
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of one raw frame."""
+        y, x = self.frame_shape
+        return y * x * np.dtype(self.dtype).itemsize
+
+
+def plan_run(sequence: MDASequence, meta: dict[str, Any]) -> Plan:
+    """Plan the volume of `sequence`, given the summary metadata of ``sequenceStarted``.
+
+    Raises
+    ------
+    InputError
+        When the metadata name no image.
+    """
+    infos = meta.get("image_infos") or ()
+    if not infos:
+        raise InputError(
+            "the engine's summary metadata name no image: its setup_sequence must return image_infos"
+        )
+    info = infos[0]
+    shape = (int(info["height"]), int(info["width"]))
+    pixel_size_um = float(info.get("pixel_size_um") or 0.0)
+    dims: list[Dimension] | None = None
+    plate: Plate | None = None
+    # GeneratorMDASequence, pymmcore-plus' placeholder for events of unknown number, has no axes at all.
+    if sequence.axis_order:
+        try:
+            settings = useq_to_acquisition_settings(
+                sequence, image_width=shape[1], image_height=shape[0], pixel_size_um=pixel_size_um
+            )
+            dims, plate = list(settings["dimensions"]), settings["plate"]
+        except NotImplementedError:  # ragged: the sink falls back, and warns
+            dims = None
+    regular = dims is not None
+    if dims is None:
+        dims = _unbounded(shape, pixel_size_um)
+    n_cameras = int(info.get("num_camera_adapter_channels", 1))
+    if n_cameras > 1:
+        dims.insert(len(dims) - 2, Dimension(name="cam", count=n_cameras, type="other"))
+    layout = from_dimensions(dims, str(np.dtype(info["dtype"])), plate=plate)
+    counts = [d.count for d in dims[:-2]]
+    n_frames = None if any(c is None for c in counts) else math.prod(c for c in counts if c is not None)
+    return Plan(
+        layout=layout,
+        n_frames=n_frames,
+        frame_shape=shape,
+        dtype=str(np.dtype(info["dtype"])),
+        pixel_size_um=pixel_size_um,
+        regular=regular,
+        place=_place_by_index(sequence, dims) if regular else _place_by_order(n_cameras),
+    )
+
+
+def plan_frame(pixels: NDArray[np.generic], meta: dict[str, Any]) -> Plan:
+    """Plan an endless ``(t, y, x)`` volume from a run's first frame, where nothing else is known."""
+    info = {
+        "height": pixels.shape[0],
+        "width": pixels.shape[1],
+        "dtype": pixels.dtype.name,
+        "pixel_size_um": meta.get("pixel_size_um"),
+    }
+    return plan_run(MDASequence(axis_order=()), {"image_infos": [info]})
+
+
+def _unbounded(shape: tuple[int, int], pixel_size_um: float) -> list[Dimension]:
+    """The sink's fall-back: an endless t axis."""
+    y, x = shape
+    scale = pixel_size_um or None
+    return [
+        Dimension(name="t", count=None, chunk_size=1, type="time"),
+        Dimension(name="y", count=y, chunk_size=y, type="space", scale=scale, unit="micrometer"),
+        Dimension(name="x", count=x, chunk_size=x, type="space", scale=scale, unit="micrometer"),
+    ]
+
+
+def _place_by_order(n_cameras: int) -> Callable[[MDAEvent, int], Place]:
+    if n_cameras == 1:
+        return lambda event, n: {"t": n}
+    return lambda event, n: {"t": n // n_cameras, "cam": n % n_cameras}
+
+
+def _place_by_index(sequence: MDASequence, dims: list[Dimension]) -> Callable[[MDAEvent, int], Place]:
+    names = [d.name for d in dims[:-2]]
+    if "p" not in names:
+        return lambda event, n: {name: int(event.index.get(name, 0)) for name in names}
+    # Positions and their grid points share one position axis, numbered in the order of their first visit.
+    visits = sequence.replace(time_plan=None, channels=[], z_plan=None)
+    numbers: dict[tuple[int, int], int] = {}
+    for visit in visits:
+        numbers.setdefault((visit.index.get("p", 0), visit.index.get("g", 0)), len(numbers))
+
+    def place(event: MDAEvent, n: int) -> Place:
+        found = {name: int(event.index.get(name, 0)) for name in names}
+        found["p"] = numbers[event.index.get("p", 0), event.index.get("g", 0)]
+        return found
+
+    return place

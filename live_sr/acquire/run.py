@@ -1,0 +1,139 @@
+"""One sequence: its plan, its raw data, its super-resolved volume. Owns no thread of its own.
+
+The volume is made when the first result arrives, because only then the scale is known; without a server there
+is none, and raw is all that a later ``live-sr enhance`` needs.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from live_sr import __version__
+from live_sr.acquire.custody import Custody, RawReport
+from live_sr.acquire.plan import Plan
+from live_sr.client.store import SRStore
+from live_sr.frame import Counts, Pixels, Restored
+
+if TYPE_CHECKING:
+    from live_sr.acquire.records import Record
+
+log = logging.getLogger("live_sr")
+VERSIONS = ("live-sr", "pymmcore-plus", "useq-schema", "ome-writers", "tensorstore", "numpy", "pyzmq")
+
+
+@dataclass(eq=False)
+class Run:
+    """State of one sequence; changed by the session's intake and delivery threads only.
+
+    Attributes
+    ----------
+    target : Path or None
+        The super-resolved volume to make; None when the session saves nothing.
+    """
+
+    number: int
+    session: str
+    plan: Plan
+    custody: Custody
+    raw_path: Path | None
+    target: Path | None
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+    acquired: int = 0
+    settled: int = 0  # returned or failed
+    failed: int = 0
+    deferred: int = 0  # frames that went through the deferred lane
+    reasons: list[str] = field(default_factory=list)  # why frames failed, each once
+    finished: bool = False  # the sequence has ended
+    closing: bool = False
+    reason: str = ""  # how it ended
+    store: SRStore | None = None
+
+    def save(self, seq: int, record: Record, result: Restored, latency_ms: float) -> None:
+        """Write one result at its place.
+
+        Raises
+        ------
+        StoreError
+            When the volume cannot be made or written.
+        """
+        if self.store is None:
+            assert self.target is not None
+            self.store = self._create(self.target, result)
+        self.store.write(
+            seq,
+            record.place,
+            result.pixels,
+            {
+                "n": record.n,
+                "index": dict(record.event.index),
+                "deferred": record.deferred,
+                "model_sha256": result.model_sha256,
+                "latency_ms": round(latency_ms, 3),
+                "raw_crc32": record.crc,
+            },
+        )
+
+    def read_back(self, record: Record) -> Pixels:
+        """A super-resolved frame that was saved."""
+        assert self.store is not None
+        return self.store.read(record.place)
+
+    def note_failure(self, seq: int, record: Record, reason: str) -> None:
+        """Enter a frame that will not be in the volume into the journal."""
+        if self.store is not None:
+            self.store.note_failure(
+                seq, record.place, reason, {"n": record.n, "index": dict(record.event.index)}
+            )
+
+    def close(self, raw: RawReport) -> None:
+        """Write the run's counters and what is known of raw, and close the volume.
+
+        Raises
+        ------
+        StoreError
+            When that cannot be written.
+        """
+        if self.store is None:
+            return
+        counts = Counts(
+            acquired=self.acquired,
+            returned=self.acquired - self.failed,
+            failed=self.failed,
+            saved=self.acquired - self.failed,
+            deferred_total=self.deferred,
+        )
+        self.store.close(
+            {**counts.as_dict(), "raw_verified": raw.verified, "raw_missing": raw.missing},
+            status="complete" if self.failed == 0 else "incomplete",
+        )
+
+    def _create(self, target: Path, result: Restored) -> SRStore:
+        return SRStore.create(
+            target,
+            self.plan.layout.scaled(result.scale),
+            provenance={
+                "session": self.session,
+                "run": self.number,
+                "model": {"id": result.model, "sha256": result.model_sha256, "scale": result.scale},
+                "raw": str(self.raw_path) if self.raw_path is not None else None,
+                "regular": self.plan.regular,
+                "pixel_size_um": self.plan.pixel_size_um,
+                "started": self.started.isoformat(),
+                "versions": _versions(),
+            },
+        )
+
+
+def _versions() -> dict[str, str]:
+    found = {"live-sr": __version__}
+    for name in VERSIONS[1:]:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,264 @@
+"""The ``live-sr`` command: reads options, calls the parts, turns errors into one sentence and an exit code.
+
+Exit codes: 0 done and complete; 1 an error, or raw data that are not complete; 2 wrong usage; 3 raw data
+complete but super-resolved data not.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, Literal, ParamSpec
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from live_sr import __version__
+from live_sr.config import DEFAULT_FEED, DEFAULT_PAGE_PORT, ServerSettings, load
+from live_sr.errors import InputError, LiveSRError
+
+app = typer.Typer(
+    help="Live super-resolution at the microscope.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+P = ParamSpec("P")
+EXTRAS = {  # what to install when a command's packages are missing
+    "demo": "demo",
+    "serve": "serve",
+    "view": "view",
+    "train": "train",
+    "evaluate": "train",
+    "enhance": "archive",
+}
+
+
+def command(run: Callable[P, int | None]) -> Callable[P, None]:
+    """Register a command; its errors end it with one sentence on stderr."""
+
+    @wraps(run)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+        err = Console(stderr=True)
+        logging.basicConfig(format="live-sr %(levelname)s: %(message)s", level=logging.WARNING)
+        try:
+            code = run(*args, **kwargs)
+        except LiveSRError as e:
+            err.print(f"[bold red]live-sr {run.__name__}:[/] ", end="")
+            err.print(str(e), markup=False, highlight=False, soft_wrap=True)
+            code = 1
+        except ModuleNotFoundError as e:
+            if (e.name or "").startswith("live_sr"):
+                raise
+            extra = EXTRAS[run.__name__]
+            err.print(
+                f"live-sr {run.__name__} needs the package {e.name!r}: pip install 'live-sr[{extra}]'",
+                markup=False,
+                soft_wrap=True,
+            )
+            code = 1
+        except KeyboardInterrupt:
+            code = 130
+        raise typer.Exit(code or 0)
+
+    app.command(name=run.__name__)(guarded)
+    return guarded
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Live super-resolution at the microscope."""
+
+
+@command
+def demo(
+    frames: Annotated[int, typer.Option(min=1, help="Frames to acquire.")] = 120,
+    camera: Annotated[
+        Literal["sim", "democam"],
+        typer.Option(help="The simulated scanning microscope, or Micro-Manager's DemoCamera."),
+    ] = "sim",
+    specimen: Annotated[
+        Path | None, typer.Option(help="An image or stack to scan instead of procedural tissue: TIFF, PNG.")
+    ] = None,
+    size: Annotated[int, typer.Option(min=32, max=4096, help="Raw frame, pixels along each side.")] = 256,
+    scale: Annotated[Literal["2", "4"], typer.Option(help="Super-resolution factor.")] = "4",
+    model: Annotated[str, typer.Option(help="Model name or file; by default the shipped one.")] = "",
+    dwell_us: Annotated[float, typer.Option(min=0.01, help="Dwell time a pixel; sets the dose.")] = 2.0,
+    seed: Annotated[int, typer.Option(help="Seed of specimen and noise.")] = 0,
+    view: Annotated[bool, typer.Option(help="Show the page.")] = True,
+    port: Annotated[int, typer.Option(help="Port of the page; 0 takes a free one.")] = DEFAULT_PAGE_PORT,
+    out: Annotated[Path | None, typer.Option(help="New folder for the results.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write the numbers to this JSON file.")] = None,
+) -> int:
+    """Run a whole session on this machine: microscope, acquisition, server, page, saved volumes."""
+    from live_sr.demo import DemoSettings, run_demo
+
+    return run_demo(
+        DemoSettings(
+            frames=frames,
+            camera=camera,
+            specimen=specimen,
+            size=size,
+            model=model or f"em-x{scale}",
+            scale=int(scale),
+            dwell_us=dwell_us,
+            seed=seed,
+            view=view,
+            port=port,
+            out=out,
+            report=report,
+        )
+    )
+
+
+@command
+def serve(
+    config: Annotated[Path | None, typer.Argument(help="Settings, see configs/server.toml.")] = None,
+    bind: Annotated[str | None, typer.Option(help="Listen on this address.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model name or file.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or auto.")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or auto.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; 0 lets torch choose.")] = None,
+    warm: Annotated[
+        list[str] | None, typer.Option(help="Frame shape to warm up, for example 256x256; may be repeated.")
+    ] = None,
+) -> int:
+    """Run the inference server until Ctrl-C."""
+    import msgspec
+
+    from live_sr.serve.service import serve as run_server
+
+    settings = load(config, ServerSettings) if config is not None else ServerSettings()
+    given: dict[str, Any] = {
+        "bind": bind,
+        "model": model,
+        "device": device,
+        "precision": precision,
+        "threads": threads,
+        "warm_shapes": [_shape(text) for text in warm] if warm else None,
+    }
+    changed = {**msgspec.to_builtins(settings), **{k: v for k, v in given.items() if v is not None}}
+    try:
+        settings = msgspec.convert(changed, ServerSettings)
+    except msgspec.ValidationError as e:
+        raise InputError(f"wrong option: {e}") from e
+    return run_server(settings)
+
+
+@command
+def view(
+    feed: Annotated[str, typer.Option(help="Address that the acquisition publishes on.")] = DEFAULT_FEED,
+    host: Annotated[str, typer.Option(help="Listen on this address.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Listen on this port; 0 takes a free one.")] = DEFAULT_PAGE_PORT,
+    browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = False,
+) -> None:
+    """Show a running acquisition in the browser."""
+    from live_sr.view.app import run
+
+    run(feed, host=host, port=port, open_browser=browser)
+
+
+@command
+def enhance(
+    source: Annotated[Path, typer.Argument(help="TIFF, OME-TIFF, PNG or OME-Zarr.")],
+    target: Annotated[Path, typer.Argument(help="File to write; an unfinished SR volume is completed.")],
+    model: Annotated[str, typer.Option(help="Model name or file.")] = "em-x4",
+    server: Annotated[str, typer.Option(help="Compute on this server instead of here.")] = "",
+    precision: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "auto",
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 lets torch choose.")] = 0,
+) -> int:
+    """Super-resolve a file, or finish the volume of an acquisition."""
+    from live_sr.archive.enhance import enhance as run_enhance
+
+    with _bar("super-resolving") as advance:
+        done = run_enhance(
+            source, target, model=model, server=server, precision=precision, threads=threads, progress=advance
+        )
+    print(done.summary())
+    return 0 if done.complete else 3
+
+
+@command
+def train(
+    config: Annotated[Path, typer.Argument(help="Training settings, see configs/train_x4.toml.")],
+    data: Annotated[list[Path], typer.Option(help="File or folder of images; may be repeated.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/latest"),
+    resume: Annotated[bool, typer.Option(help="Go on with the run in that folder.")] = False,
+    start_from: Annotated[str, typer.Option(help="Begin with the weights of this model.")] = "",
+) -> None:
+    """Train a model on images that are degraded on the fly."""
+    from live_sr.train.fit import TrainSettings, fit
+
+    fit(load(config, TrainSettings), data, out, resume=resume, start_from=start_from or None)
+
+
+@command
+def evaluate(
+    hr: Annotated[list[Path], typer.Option(help="High-resolution image or stack; may be repeated.")],
+    model: Annotated[str, typer.Option(help="Model name or file.")] = "em-x4",
+    dose: Annotated[float, typer.Option(help="Electrons per raw pixel at full scale.")] = 40.0,
+    read_noise: Annotated[float, typer.Option(help="Standard deviation, of full scale.")] = 4 / 255,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers to this file.")] = None,
+) -> None:
+    """Compare a model with interpolation on degraded high-resolution images."""
+    from live_sr.model.engine import load_engine
+    from live_sr.train.evaluate import evaluate as run_evaluate
+
+    engine = load_engine(model)
+    with _bar("evaluating") as advance:
+        result = run_evaluate(engine, hr, dose=dose, read_noise=read_noise, seed=seed, progress=advance)
+    table = Table(
+        title=f"{engine.info.id}: PSNR dB / SSIM, dose {dose:g} e-/pixel, read noise {read_noise:.4f}"
+    )
+    table.add_column("image")
+    table.add_column("planes", justify="right")
+    for method in result.methods:
+        table.add_column(method, justify="right")
+    for row in [*result.rows, result.mean]:
+        cells = (f"{row.psnr_db[m]:.2f} / {row.ssim[m]:.3f}" for m in result.methods)
+        table.add_row(row.name, str(row.planes), *cells)
+    Console().print(table)
+    if json_file is not None:
+        json_file.write_text(json.dumps(result.as_dict(), indent=2) + "\n")
+
+
+def _shape(text: str) -> tuple[int, int]:
+    y, _, x = text.lower().partition("x")
+    try:
+        return int(y), int(x or y)
+    except ValueError:
+        raise InputError(f"--warm {text!r} is not a shape: write it as 256x256 (rows x columns)") from None
+
+
+class _bar:
+    """A progress bar as a context manager that gives ``advance(done, total)``."""
+
+    def __init__(self, title: str) -> None:
+        columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
+        self._task = self._progress.add_task("", total=None)
+
+    def __enter__(self) -> Callable[[int, int | None], None]:
+        self._progress.start()
+        return lambda done, total: self._progress.update(self._task, completed=done, total=total)
+
+    def __exit__(self, *exc: object) -> None:
+        self._progress.stop()

@@ -1,0 +1,492 @@
+"""Sends frames to one server and receives what comes back. Knows neither pymmcore nor torch, file nor ledger.
+
+One thread owns the DEALER socket. Frames are taken from a :class:`Source` only while a credit is free, so
+never more than a handful are in flight, far below every ZeroMQ high-water mark: ZeroMQ itself cannot drop
+one. When the server falls silent, or was restarted, the link closes its socket, opens a new one and sends
+again what was not answered; answers are matched by sequence number, so an answer that arrives twice counts
+once (after the "lazy pirate" and "paranoid pirate" patterns of the ZeroMQ guide).
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, Protocol
+
+import zmq
+
+from live_sr import __version__
+from live_sr.errors import InputError, LiveSRError, RemoteError, WireError
+from live_sr.frame import Frame, Pixels, Restored
+from live_sr.upscaler import UpscalerInfo
+from live_sr.wire import codec
+from live_sr.wire.messages import (
+    End,
+    FrameMessage,
+    FromClient,
+    Heartbeat,
+    Hello,
+    ModelInfo,
+    Refusal,
+    Result,
+    Welcome,
+)
+from live_sr.wire.security import check_address
+
+CREDITS = 2  # one frame computing and one on its way keep a server busy; more only adds latency
+HEARTBEAT_S = 0.5
+SILENT_S = 3.0  # six heartbeats unanswered: a busy network never takes that long, an operator notices it
+HUNG_S = 60.0  # one computation this long: the engine hangs, though the server's socket still answers
+RETRY_S = 0.5  # between two attempts to reach a server: soon enough to be unnoticed after a restart
+ENOUGH_IN_SOCKET = 64  # messages; credits keep the true number below ten
+
+LinkState = Literal["connecting", "warming", "ready", "away", "refused", "stopped"]
+
+
+class Source(Protocol):
+    """Where a link takes its frames from. Called on the link's thread."""
+
+    def take(self) -> Frame | None:
+        """The next frame to send, now in flight; None when there is none at present."""
+        ...
+
+
+class Sink(Protocol):
+    """Where a link delivers answers to. Called on the link's thread; must not block for long."""
+
+    def returned(self, result: Restored) -> None:
+        """A frame that was in flight came back."""
+        ...
+
+    def refused(self, frame: Frame, code: str, message: str) -> None:
+        """A frame that was in flight will not come back."""
+        ...
+
+    def link_changed(self, link: Link) -> None:
+        """The link's state or server changed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LinkStatus:
+    """What is known of a server, for display."""
+
+    address: str
+    state: LinkState
+    detail: str
+    model: ModelInfo | None
+    in_flight: int
+    reconnects: int
+    repeated: int  # answers that arrived a second time after a resend, ignored
+
+
+class Link:
+    """The connection to one server.
+
+    Parameters
+    ----------
+    address : str
+        ``tcp://HOST:PORT`` or ``ipc://PATH``.
+    session : str
+        Identifies this client's frames, together with their sequence number.
+    accept : callable
+        Given the server's model, returns None or why its results must not be mixed with this session's.
+    model : str
+        Ask for this model by name; empty takes what the server holds.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        session: str,
+        source: Source,
+        sink: Sink,
+        accept: Callable[[ModelInfo], str | None] = lambda model: None,
+        model: str = "",
+        credits: int = CREDITS,
+    ) -> None:
+        check_address(address)
+        self.address = address
+        self.session = session
+        self._source = source
+        self._sink = sink
+        self._accept = accept
+        self._hello = Hello(session=session, version=__version__, model=model)
+        self._max_credits = credits
+        self._credits = 0
+        self._in_flight: dict[int, tuple[Frame, float]] = {}  # seq -> (frame, sent at), oldest first
+        self._state: LinkState = "connecting"
+        self._detail = "no answer yet"
+        self._model: ModelInfo | None = None
+        self._reconnects = 0
+        self._repeated = 0
+        self._beat = 0
+        self._server = ""  # name of the server process that welcomed us over the present socket
+        self._lost = False
+        self._ended = threading.Event()
+        self._changed = threading.Condition()
+        self._wake_in, self._wake_out = socket.socketpair()
+        self._wake_in.setblocking(False)
+        self._wake_out.setblocking(False)
+        self._thread = threading.Thread(target=self._run, name=f"live-sr link {address}", daemon=True)
+
+    # ---------------------------------------------------------------- any thread
+
+    def start(self) -> None:
+        """Connect in the background."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Say that the source may have a frame. Never blocks."""
+        try:
+            self._wake_in.send(b"w")
+        except (BlockingIOError, OSError):  # already signalled, or stopped
+            return
+
+    def wait_ready(self, timeout: float | None) -> bool:
+        """Wait until the server is warm and its model accepted; False on timeout (s) or refusal."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._state in ("ready", "refused", "stopped"), timeout)
+            return self._state == "ready"
+
+    def stop(self) -> list[Frame]:
+        """Close the connection and return the frames that were never answered."""
+        self._ended.set()
+        self.wake()
+        if self._thread.ident is not None:
+            self._thread.join(timeout=10)
+            assert not self._thread.is_alive(), "the link's thread waits for nothing longer than a heartbeat"
+        self._wake_in.close()
+        self._wake_out.close()
+        left = [frame for frame, _ in self._in_flight.values()]
+        self._in_flight.clear()
+        return left
+
+    @property
+    def status(self) -> LinkStatus:
+        """A snapshot for display."""
+        with self._changed:
+            return LinkStatus(
+                address=self.address,
+                state=self._state,
+                detail=self._detail,
+                model=self._model,
+                in_flight=len(self._in_flight),
+                reconnects=self._reconnects,
+                repeated=self._repeated,
+            )
+
+    # ---------------------------------------------------------------- the link's thread
+
+    def _run(self) -> None:
+        context = zmq.Context()
+        try:
+            while not self._ended.is_set():
+                with context.socket(zmq.DEALER) as dealer:
+                    dealer.linger = 0
+                    dealer.sndhwm = dealer.rcvhwm = ENOUGH_IN_SOCKET
+                    dealer.connect(self.address)
+                    self._converse(dealer)
+                self._ended.wait(RETRY_S)
+                self._reconnects += 1
+        finally:
+            context.destroy(linger=0)
+            self._set("stopped", "closed")
+
+    def _converse(self, dealer: zmq.Socket[bytes]) -> None:
+        """Talk over one socket until the server falls silent or the link is stopped."""
+        poller = zmq.Poller()
+        poller.register(dealer, zmq.POLLIN)
+        poller.register(self._wake_out, zmq.POLLIN)
+        self._credits = 0
+        self._server = ""
+        self._lost = False
+        self._send(dealer, self._hello)
+        heard = beat_at = time.monotonic()
+        while not self._ended.is_set():
+            now = time.monotonic()
+            if now - heard > SILENT_S:
+                self._set("away", f"no answer from {self.address} for {SILENT_S:g} s")
+                return
+            if now - beat_at >= HEARTBEAT_S:
+                beat_at = now
+                self._beat += 1
+                # Until it has been welcomed the link says hello again: the server may just have come up.
+                said = Heartbeat(number=self._beat) if self._state in ("warming", "ready") else self._hello
+                self._send(dealer, said)
+            ready = dict(poller.poll(timeout=max(1, int((beat_at + HEARTBEAT_S - now) * 1000))))
+            if self._wake_out.fileno() in ready or self._wake_out in ready:
+                self._drain_wakes()
+            if dealer in ready:
+                heard = time.monotonic()
+                while self._receive(dealer):
+                    pass
+                if self._lost:
+                    return
+            self._send_what_credits_allow(dealer)
+        self._send(dealer, End(session=self.session))
+        dealer.linger = 100  # ms for the farewell; the server forgets silent clients by itself
+
+    def _receive(self, dealer: zmq.Socket[bytes]) -> bool:
+        try:
+            parts = dealer.recv_multipart(flags=zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return False
+        try:
+            message, pixels = codec.decode([part.buffer for part in parts])
+            if isinstance(message, Result):
+                assert pixels is not None
+                self._on_result(message, pixels)
+            elif isinstance(message, Welcome):
+                self._on_welcome(dealer, message)
+            elif isinstance(message, Refusal):
+                self._on_refusal(message)
+            elif isinstance(message, Heartbeat):
+                self._on_heartbeat(message)
+            else:
+                raise WireError(f"a server does not send {type(message).__name__}")
+        except WireError as e:
+            self._set("refused", str(e))
+        return True
+
+    def _on_welcome(self, dealer: zmq.Socket[bytes], welcome: Welcome) -> None:
+        why_not = self._accept(welcome.model) if welcome.warm else None
+        self._server = welcome.server
+        self._model = welcome.model
+        if why_not is not None:
+            self._credits = 0
+            self._set("refused", why_not)
+        elif not welcome.warm:
+            self._set("warming", f"{welcome.model.id} is warming up")
+        elif self._state != "ready" or self._credits == 0:
+            self._credits = min(self._max_credits, welcome.credits)
+            self._set("ready", f"{welcome.model.id} on {welcome.model.device}")
+            for seq, (frame, _) in list(self._in_flight.items()):
+                self._send_frame(dealer, seq, frame)
+
+    def _on_result(self, result: Result, pixels: Pixels) -> None:
+        frame, sent = self._in_flight.get(result.seq, (None, 0.0))
+        if result.session != self.session or frame is None:
+            self._repeated += 1
+            return
+        model = self._model
+        assert model is not None
+        y, x = frame.pixels.shape
+        expected = ((y * model.scale, x * model.scale), frame.pixels.dtype.name, model.sha256)
+        found = (pixels.shape, pixels.dtype.name, result.model_sha256)
+        if expected != found:
+            raise WireError(
+                f"result of frame {result.seq} is {found}, expected {expected}: the server is faulty"
+            )
+        del self._in_flight[result.seq]
+        self._sink.returned(
+            Restored(
+                seq=result.seq,
+                pixels=pixels,
+                raw=frame.pixels,
+                model=model.id,
+                model_sha256=model.sha256,
+                scale=model.scale,
+                server_ms=result.waited_ms + result.computed_ms,
+                round_trip_ms=(time.monotonic() - sent) * 1000,
+            )
+        )
+
+    def _on_refusal(self, refusal: Refusal) -> None:
+        if refusal.code == "not_ready":
+            self._lose("the server does not know this session: it was restarted")
+            return
+        if refusal.seq is None:
+            self._credits = 0
+            self._set("refused", refusal.message)
+            return
+        frame, _ = self._in_flight.pop(refusal.seq, (None, 0.0))
+        if frame is not None:
+            self._sink.refused(frame, refusal.code, refusal.message)
+
+    def _on_heartbeat(self, beat: Heartbeat) -> None:
+        if beat.busy_ms > HUNG_S * 1000:
+            self._lose(f"the server's engine has been computing one frame for {beat.busy_ms / 1000:.0f} s")
+        elif self._server and beat.server != self._server:
+            self._lose("the server was restarted")
+
+    def _lose(self, detail: str) -> None:
+        """Leave this socket; the next one says hello and sends again what was not answered."""
+        self._lost = True
+        self._set("away", detail)
+
+    def _send_what_credits_allow(self, dealer: zmq.Socket[bytes]) -> None:
+        while self._state == "ready" and len(self._in_flight) < self._credits:
+            frame = self._source.take()
+            if frame is None:
+                return
+            self._send_frame(dealer, frame.seq, frame)
+
+    def _send_frame(self, dealer: zmq.Socket[bytes], seq: int, frame: Frame) -> None:
+        y, x = frame.pixels.shape
+        dtype: Literal["uint8", "uint16"] = "uint8" if frame.pixels.dtype.itemsize == 1 else "uint16"
+        message = FrameMessage(session=self.session, seq=seq, shape=(y, x), dtype=dtype)
+        self._in_flight[seq] = (frame, time.monotonic())
+        self._send(dealer, message, frame.pixels)
+
+    @staticmethod
+    def _send(dealer: zmq.Socket[bytes], message: FromClient, pixels: Pixels | None = None) -> None:
+        try:
+            dealer.send_multipart(codec.encode(message, pixels), flags=zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            # Only while nobody is connected. What has not been answered is sent again after the next welcome.
+            return
+
+    def _drain_wakes(self) -> None:
+        try:
+            while self._wake_out.recv(4096):
+                pass
+        except BlockingIOError:
+            return
+
+    def _set(self, state: LinkState, detail: str) -> None:
+        with self._changed:
+            if (state, detail) == (self._state, self._detail):
+                return
+            self._state, self._detail = state, detail
+            self._changed.notify_all()
+        self._sink.link_changed(self)
+
+
+class RemoteUpscaler:
+    """A server used as an :class:`~live_sr.upscaler.Upscaler`, for files and scripts: one frame at a time.
+
+    Parameters
+    ----------
+    timeout : float
+        Seconds to wait for the server, and for each frame, before giving up with a clear error.
+    """
+
+    def __init__(self, address: str, *, session: str, model: str = "", timeout: float = 30.0) -> None:
+        self._timeout = timeout
+        self._box: list[Frame] = []
+        self._answer: Restored | RemoteError | None = None
+        self._changed = threading.Condition()
+        self._seq = 0
+        self._link = Link(address, session=session, source=self, sink=self, model=model, accept=self._same)
+        self._pinned: ModelInfo | None = None
+        self._link.start()
+        ready = self._link.wait_ready(timeout)
+        status = self._link.status
+        if not ready or status.model is None:
+            self._link.stop()
+            raise LiveSRError(
+                f"no server to work with at {address}: {status.detail}. "
+                "Start one with `live-sr serve`, or leave out --server to compute here"
+            )
+        m = status.model
+        self._info = UpscalerInfo(
+            id=m.id,
+            sha256=m.sha256,
+            scale=m.scale,
+            precision=m.precision,
+            device=m.device,
+            max_pixels=m.max_pixels,
+            pixel_size_um=m.pixel_size_um,
+            dtypes=tuple(m.dtypes),
+        )
+
+    def __enter__(self) -> RemoteUpscaler:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def info(self) -> UpscalerInfo:
+        """The server's model."""
+        return self._info
+
+    def warm(self, shapes: Sequence[tuple[int, int]]) -> None:
+        """Nothing to do: the server is warm before it is ready."""
+
+    def upscale(self, frames: Sequence[Pixels]) -> list[Pixels]:
+        """Restore each frame in turn; see :class:`~live_sr.upscaler.Upscaler`.
+
+        Raises
+        ------
+        RemoteError
+            When the server refuses a frame.
+        LiveSRError
+            When it does not answer in time.
+        """
+        return [self._one(pixels) for pixels in frames]
+
+    def close(self) -> None:
+        """End the session."""
+        self._link.stop()
+
+    def _one(self, pixels: Pixels) -> Pixels:
+        if pixels.size > self._info.max_pixels:
+            raise InputError(
+                f"{pixels.shape} is more than the server's limit of {self._info.max_pixels} pixels"
+            )
+        with self._changed:
+            self._answer = None
+            self._box.append(Frame(seq=self._seq, pixels=pixels, captured_ns=time.monotonic_ns()))
+            self._seq += 1
+        self._link.wake()
+        answer = self._wait()
+        if isinstance(answer, RemoteError):
+            raise answer
+        if answer is None:
+            status = self._link.status
+            raise LiveSRError(f"{status.address} did not answer within {self._timeout:g} s: {status.detail}")
+        return answer.pixels
+
+    def _wait(self) -> Restored | RemoteError | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._answer is not None, self._timeout)
+            return self._answer
+
+    # Source and Sink of the link, on its thread
+
+    def take(self) -> Frame | None:
+        """Give the link the waiting frame."""
+        with self._changed:
+            return self._box.pop() if self._box else None
+
+    def returned(self, result: Restored) -> None:
+        """Hand over a result."""
+        with self._changed:
+            if result.seq == self._seq - 1:
+                self._answer = result
+                self._changed.notify_all()
+
+    def refused(self, frame: Frame, code: str, message: str) -> None:
+        """Hand over a refusal."""
+        with self._changed:
+            if frame.seq == self._seq - 1:
+                self._answer = RemoteError(code, message)
+                self._changed.notify_all()
+
+    def link_changed(self, link: Link) -> None:
+        """Nothing to do: a lost server shows as a missing answer."""
+
+    def _same(self, model: ModelInfo) -> str | None:
+        if self._pinned is None:
+            self._pinned = model
+        return why_not_mixed(self._pinned, model)
+
+
+def why_not_mixed(pinned: ModelInfo, offered: ModelInfo) -> str | None:
+    """Why results of model `offered` must not join those of `pinned`; None when they are the same."""
+    if (pinned.sha256, pinned.scale) == (offered.sha256, offered.scale):
+        return None
+    return (
+        f"this session's frames were restored by {pinned.id} ({pinned.sha256[:12]}), the server now holds "
+        f"{offered.id} ({offered.sha256[:12]}): results of two models are never mixed; "
+        "restart the server with the first, or begin a new session"
+    )

@@ -1,0 +1,173 @@
+"""What a frame is, and the ledger of where every frame of a run is; knows no socket, file or camera."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from live_sr.errors import InputError
+
+Pixels = NDArray[np.uint8] | NDArray[np.uint16]
+"""(Y, X) uint8 or uint16, C-contiguous."""
+
+DTYPES = ("uint8", "uint16")
+"""Pixel types that travel and are restored; 12 and 14 bit cameras deliver uint16."""
+
+
+def check_pixels(pixels: NDArray[Any]) -> Pixels:
+    """Return `pixels` if it is a frame that can be restored.
+
+    Raises
+    ------
+    InputError
+        When it is not 2-D, is empty, or its dtype is neither uint8 nor uint16.
+    """
+    if pixels.ndim != 2 or 0 in pixels.shape:
+        raise InputError(
+            f"a frame must be one non-empty (Y, X) plane, got shape {pixels.shape}: select one channel first"
+        )
+    if pixels.dtype.name not in DTYPES:
+        raise InputError(f"a frame must be uint8 or uint16, got {pixels.dtype}: convert it without rescaling")
+    return pixels
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame:
+    """One frame on its way to a server.
+
+    Attributes
+    ----------
+    seq : int
+        Running number within the session, from 0; the frame's identity on the wire and in the journal.
+    pixels : (Y, X) uint8 or uint16
+        Shared with other listeners: read only.
+    captured_ns : int
+        ``time.monotonic_ns()`` of this machine when the hook received it.
+    """
+
+    seq: int
+    pixels: Pixels
+    captured_ns: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Restored:
+    """One super-resolved frame, as it came back.
+
+    Attributes
+    ----------
+    pixels : (scale * Y, scale * X), dtype of the raw frame
+    raw : (Y, X) uint8 or uint16
+        The frame it was computed from.
+    model : str
+        Id of the model that computed it.
+    model_sha256 : str
+    scale : int
+    server_ms : float
+        Waiting and computing on the server, by the server's clock.
+    round_trip_ms : float
+        Sending to receiving, by this machine's clock.
+    """
+
+    seq: int
+    pixels: Pixels
+    raw: Pixels
+    model: str
+    model_sha256: str
+    scale: int
+    server_ms: float
+    round_trip_ms: float
+
+
+State = Literal["queued", "in_flight", "deferred", "returned", "failed"]
+STATES: tuple[State, ...] = get_args(State)
+Tally = Literal["saved", "skipped", "deferred_total", "superseded", "duplicates"]
+TALLIES: tuple[Tally, ...] = get_args(Tally)
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """One consistent sample of a ledger; ``acquired`` equals the sum of the five states."""
+
+    acquired: int = 0
+    queued: int = 0
+    in_flight: int = 0
+    deferred: int = 0
+    returned: int = 0
+    failed: int = 0
+    saved: int = 0
+    skipped: int = 0
+    deferred_total: int = 0
+    superseded: int = 0
+    duplicates: int = 0
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is on its way any more."""
+        return self.queued == self.in_flight == self.deferred == 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that was acquired came back and was saved."""
+        return self.settled and self.failed == 0 and self.saved == self.returned == self.acquired
+
+    def as_dict(self) -> dict[str, int]:
+        """All counters by name, as stored in reports, journals and data sets."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass
+class Ledger:
+    """Counts the frames of one session in each state; the only place that changes them.
+
+    Every change moves frames from one state to another under one lock, so
+    ``acquired = queued + in_flight + deferred + returned + failed`` holds at every sample. Vocabulary after
+    EPICS areaDetector's plugin counters. Thread-safe.
+    """
+
+    _states: dict[State, int] = field(default_factory=lambda: dict.fromkeys(STATES, 0))
+    _tallies: dict[Tally, int] = field(default_factory=lambda: dict.fromkeys(TALLIES, 0))
+    _acquired: int = 0
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def acquire(self, into: State = "queued") -> int:
+        """Count one new frame in state `into` and return its sequence number."""
+        with self._changed:
+            seq = self._acquired
+            self._acquired += 1
+            self._states[into] += 1
+            return seq
+
+    def move(self, source: State, target: State, n: int = 1) -> None:
+        """Move `n` frames from one state to another; arriving in ``deferred`` adds to ``deferred_total``."""
+        with self._changed:
+            assert self._states[source] >= n, f"{n} leave {source!r}, holding {self._states[source]}"
+            self._states[source] -= n
+            self._states[target] += n
+            if target == "deferred":
+                self._tallies["deferred_total"] += n
+            self._changed.notify_all()
+
+    def tally(self, name: Tally, n: int = 1) -> None:
+        """Add `n` to a counter that stands beside the states."""
+        with self._changed:
+            self._tallies[name] += n
+            self._changed.notify_all()
+
+    def sample(self) -> Counts:
+        """All counters at one instant."""
+        with self._changed:
+            return self._sample()
+
+    def wait_settled(self, timeout: float | None) -> bool:
+        """Wait until no frame is queued, in flight or deferred; False after `timeout` seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._sample().settled, timeout)
+
+    def _sample(self) -> Counts:
+        counters: dict[str, int] = {str(k): n for k, n in (*self._states.items(), *self._tallies.items())}
+        return Counts(acquired=self._acquired, **counters)

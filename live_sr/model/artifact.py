@@ -1,0 +1,163 @@
+"""One file per model: the TorchScript network and, inside it, everything that must be known to use it.
+
+Writes, finds and checks model files. Runs no frame and chooses no precision (see :mod:`live_sr.model.engine`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import torch
+from torch import nn
+
+from live_sr.errors import ModelError
+
+WEIGHTS = Path(__file__).parent / "weights"
+METADATA = "live_sr.json"  # name of the record inside the model file
+SUFFIX = ".pt"
+
+
+class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model file says about itself.
+
+    Attributes
+    ----------
+    id : str
+        Name by which clients ask for it, for example ``em-x4``.
+    scale : int
+        Output pixels per raw pixel along y and x.
+    normalisation : str
+        ``frame-mean-std``: the network sees ``(raw - mean) / max(std, 1)`` of the whole raw frame.
+    halo : int
+        Raw pixels a tile needs around it to equal the whole frame; a multiple of `multiple`.
+    multiple : int
+        Tiles start at multiples of it, in raw pixels.
+    parameters : int
+    kmac_per_output_pixel : float
+        Thousand multiply-accumulates per output pixel.
+    pixel_size_um : (float, float) or None
+        Raw pixel sizes it was trained for, micrometres.
+    widths : tuple of int
+        Channels per level: with `scale`, all that is needed to build the network again.
+    attribution : list of str
+        Whose data the weights were trained on; must be passed on with the file.
+    training : dict
+        Settings, steps, wall time, seed, commit, data files with SHA-256, validation result.
+    """
+
+    id: str
+    scale: int
+    normalisation: Literal["frame-mean-std"]
+    halo: int
+    multiple: int
+    parameters: int
+    kmac_per_output_pixel: float
+    widths: tuple[int, ...]
+    pixel_size_um: tuple[float, float] | None = None
+    attribution: list[str] = []
+    licence: str = ""
+    training: dict[str, Any] = {}
+    live_sr_version: str = ""
+    created: str = ""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A loaded model file.
+
+    Attributes
+    ----------
+    module : torch.jit.ScriptModule
+        :class:`live_sr.model.unet.SuperResolver`, float32, on the CPU, in evaluation mode.
+    sha256 : str
+        Of the whole file.
+    """
+
+    module: torch.jit.ScriptModule
+    record: ModelRecord
+    sha256: str
+    path: Path
+
+
+@contextlib.contextmanager
+def torchscript() -> Iterator[None]:
+    """Use ``torch.jit`` without its deprecation notices.
+
+    TorchScript is the contract for model files: it needs neither this package's classes nor a compiler to run,
+    and every viewer and server of the field reads it. torch 2.13 marks ``torch.jit`` as deprecated on each
+    call; those messages, and no others, are kept from the operator here.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message=r"`torch\.jit\.\w+` is deprecated", category=DeprecationWarning
+        )
+        yield
+
+
+def save(network: nn.Module, record: ModelRecord, path: Path) -> None:
+    """Script `network` and write it with its record as one file; an interrupted write leaves no file."""
+    partial = path.with_name(path.name + ".part")
+    with torchscript():
+        scripted = torch.jit.script(network.eval())
+        torch.jit.save(scripted, str(partial), _extra_files={METADATA: msgspec.json.encode(record)})
+    partial.replace(path)
+
+
+def load(name_or_path: str | Path) -> Artifact:
+    """Load a shipped model by name, or any model file by path.
+
+    Raises
+    ------
+    ModelError
+        When there is no such model, the file is damaged, or it carries no usable record.
+    """
+    path = find(name_or_path)
+    extra = {METADATA: b""}
+    try:
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        with torchscript():
+            module = torch.jit.load(str(path), map_location="cpu", _extra_files=extra)
+    except (RuntimeError, OSError, ValueError) as e:
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise ModelError(f"{path} is not a readable TorchScript file ({reason}): copy or train it again") from e
+    if not extra[METADATA]:
+        raise ModelError(
+            f"{path} is a TorchScript file without a live-sr record: use a file that `live-sr train` wrote"
+        )
+    try:
+        record = msgspec.json.decode(extra[METADATA], type=ModelRecord)
+    except msgspec.MsgspecError as e:
+        raise ModelError(
+            f"{path} has a record this live-sr cannot use ({e}): update live-sr or the model"
+        ) from e
+    return Artifact(module.eval(), record, sha256, path)
+
+
+def find(name_or_path: str | Path) -> Path:
+    """The file of a shipped model's name, or the path itself.
+
+    Raises
+    ------
+    ModelError
+        When there is neither, naming the shipped models.
+    """
+    shipped_file = WEIGHTS / f"{name_or_path}{SUFFIX}"
+    if str(name_or_path) in shipped():
+        return shipped_file
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    names = ", ".join(shipped()) or "none"
+    raise ModelError(f"no model {str(name_or_path)!r}: give a file, or one of the shipped models ({names})")
+
+
+def shipped() -> list[str]:
+    """Names of the models that come with this package."""
+    return sorted(p.stem for p in WEIGHTS.glob(f"*{SUFFIX}"))

@@ -1,0 +1,1 @@
+"""The inference server: one socket, a bounded mailbox, one warm model."""

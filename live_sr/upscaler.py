@@ -1,0 +1,110 @@
+"""What the server needs from a model, and a stand-in without one. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from live_sr.frame import DTYPES, Pixels
+
+
+@dataclass(frozen=True, slots=True)
+class UpscalerInfo:
+    """What a client is told about the model that will restore its frames.
+
+    Attributes
+    ----------
+    id : str
+        Name by which clients ask for it, for example ``em-x4``.
+    sha256 : str
+        Hash of the model file: two servers with the same hash give the same model.
+    scale : int
+        Output pixels per input pixel along y and x.
+    precision, device : str
+        As chosen at load, for example ``bfloat16`` on ``cpu``.
+    max_pixels : int
+        Largest frame accepted, in raw pixels.
+    pixel_size_um : (float, float) or None
+        Range of raw pixel sizes that the model was trained for.
+    """
+
+    id: str
+    sha256: str
+    scale: int
+    precision: str
+    device: str
+    max_pixels: int
+    pixel_size_um: tuple[float, float] | None = None
+    dtypes: tuple[str, ...] = DTYPES
+
+
+@runtime_checkable
+class Upscaler(Protocol):
+    """Restores frames. One thread calls it at a time."""
+
+    @property
+    def info(self) -> UpscalerInfo:
+        """Fixed after loading."""
+        ...
+
+    def warm(self, shapes: Sequence[tuple[int, int]]) -> None:
+        """Do all first-time work for frames of these (Y, X) shapes."""
+        ...
+
+    def upscale(self, frames: Sequence[Pixels]) -> list[Pixels]:
+        """Restore frames of one shape and dtype.
+
+        Each (Y, X) frame comes back as (scale * Y, scale * X) with the same dtype and grey-level scale; a
+        frame's result does not depend on the others in the call.
+        """
+        ...
+
+
+class Bilinear:
+    """Bilinear interpolation as an :class:`Upscaler`: a stand-in for tests and model-free servers."""
+
+    def __init__(self, scale: int = 4, *, max_pixels: int = 4096 * 4096) -> None:
+        self._info = UpscalerInfo(
+            id=f"bilinear-x{scale}",
+            sha256="0" * 64,
+            scale=scale,
+            precision="float32",
+            device="cpu",
+            max_pixels=max_pixels,
+        )
+
+    @property
+    def info(self) -> UpscalerInfo:
+        """Fixed after construction."""
+        return self._info
+
+    def warm(self, shapes: Sequence[tuple[int, int]]) -> None:
+        """Nothing to warm."""
+
+    def upscale(self, frames: Sequence[Pixels]) -> list[Pixels]:
+        """Interpolate each frame between pixel centres, edges replicated."""
+        return [bilinear(frame, self._info.scale) for frame in frames]
+
+
+def bilinear(pixels: Pixels, scale: int) -> Pixels:
+    """Bilinear upsampling aligned on pixel areas: (Y, X) to (scale * Y, scale * X), same dtype.
+
+    Output pixel i lies at (i + 1/2) / scale - 1/2 in input pixels (half-pixel centres).
+    """
+    rows = _resize_axis0(pixels.astype(np.float32), scale)
+    both = _resize_axis0(rows.T, scale).T
+    return np.ascontiguousarray(np.rint(both).astype(pixels.dtype))
+
+
+def _resize_axis0(a: NDArray[np.float32], scale: int) -> NDArray[np.float32]:
+    at = (np.arange(a.shape[0] * scale, dtype=np.float32) + 0.5) / scale - 0.5
+    at = np.clip(at, 0, a.shape[0] - 1)
+    low = np.floor(at).astype(np.intp)
+    high = np.minimum(low + 1, a.shape[0] - 1)
+    w = (at - low).astype(np.float32)[:, None]
+    resized: NDArray[np.float32] = a[low] * (1 - w) + a[high] * w
+    return resized

@@ -1,0 +1,231 @@
+"""Turns frames into images for the eye: contrast, 8 bits, encoding. Opens no socket, writes no file."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from live_sr.errors import InputError
+from live_sr.frame import Pixels
+
+Grey = NDArray[np.uint8]
+"""(Y, X) uint8, as drawn."""
+
+PERCENTILES = (0.2, 99.8)  # charging spots and dead pixels do not set the contrast
+SAMPLE_SIDE = (
+    256  # pixels of each plane looked at per axis: 65 000 fix a percentile to a fraction of a grey level
+)
+SETTLE_S = 0.5  # the window follows the image this slowly, else the display flickers with the noise
+DEAD_BAND = 0.01  # of the window's width; smaller changes are not followed: nobody sees them
+JPEG_QUALITY = 90  # no block edges at fit-to-screen; exact pixels travel as PNG
+PNG_LEVEL = 1  # noise does not compress; higher levels only take longer
+MIN_PANEL = 512  # pixels; a smaller snapshot leaves no room for its labels
+
+
+class Window(NamedTuple):
+    """Grey values drawn black and white."""
+
+    low: float
+    high: float
+
+
+def grey_window(planes: Sequence[Pixels]) -> Window:
+    """Percentiles 0.2 and 99.8 of a decimated sample of all `planes` (Y, X) together."""
+    window = np.percentile(np.concatenate([_sample(p) for p in planes]), PERCENTILES)
+    return Window(float(window[0]), float(window[1]))
+
+
+def grey_range(planes: Sequence[Pixels]) -> Window:
+    """Lowest and highest value of the same sample: how far a contrast slider need reach."""
+    samples = np.concatenate([_sample(p) for p in planes])
+    return Window(float(samples.min()), float(samples.max()))
+
+
+def _sample(pixels: Pixels) -> NDArray[np.generic]:
+    rows, columns = (max(1, n // SAMPLE_SIDE) for n in pixels.shape)
+    return pixels[::rows, ::columns].ravel()
+
+
+class AutoWindow:
+    """A contrast window that follows the images without flicker. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._window: Window | None = None
+        self._at = -math.inf
+
+    def follow(self, target: Window, now_s: float) -> Window:
+        """Move towards `target`; at once when the image has become another one altogether.
+
+        Parameters
+        ----------
+        now_s : float
+            Time of this image in seconds. The longer ago the previous one, the further the window moves, so
+            that a slow scan is never drawn with the window of the frame before.
+        """
+        old = self._window
+        elapsed, self._at = now_s - self._at, now_s
+        if old is None or target.low >= old.high or target.high <= old.low:
+            self._window = target
+            return target
+        share = 1 - math.exp(-max(elapsed, 0.0) / SETTLE_S)
+        moved = Window(*(o + (t - o) * share for o, t in zip(old, target, strict=True)))
+        band = DEAD_BAND * (old.high - old.low)
+        if any(abs(t - o) > band for o, t in zip(old, target, strict=True)):
+            self._window = moved
+        return self._window or target
+
+
+def to_8bit(pixels: Pixels, window: Window) -> Grey:
+    """Map `pixels` (Y, X) so that the window spans 0 to 255, clipped outside.
+
+    Raises
+    ------
+    InputError
+        When a bound is not a number.
+    """
+    low, high = window
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise InputError(f"contrast from {low} to {high} is not a range: give two numbers")
+    values = np.arange(np.iinfo(pixels.dtype).max + 1, dtype=np.float64)
+    # A window narrower than one grey level is a step: everything above it is white.
+    table = np.rint(np.clip((values - low) / max(high - low, 1e-9), 0, 1) * 255).astype(np.uint8)
+    grey: Grey = np.take(table, pixels)
+    return grey
+
+
+Encoding = Literal["image/jpeg", "image/png"]
+
+
+def encode(grey: Grey, encoding: Encoding) -> bytes:
+    """Encode (Y, X) uint8: JPEG for the running view, PNG where each pixel must be exact."""
+    out = io.BytesIO()
+    image = Image.fromarray(grey)
+    if encoding == "image/jpeg":
+        image.save(out, "JPEG", quality=JPEG_QUALITY)
+    else:
+        image.save(out, "PNG", compress_level=PNG_LEVEL)
+    return out.getvalue()
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One half of a snapshot.
+
+    Attributes
+    ----------
+    grey : (Y, X) uint8 or None
+        None draws an empty field.
+    label : str
+        Written on the image.
+    """
+
+    grey: Grey | None
+    label: str
+
+
+def side_by_side(left: Panel, right: Panel, *, field_um: float | None, field_px: int) -> bytes:
+    """A PNG of two views of one field, equally large, labelled, each with a scale bar.
+
+    Parameters
+    ----------
+    field_um : float or None
+        Width of the field in micrometres; None when unknown, the bar is then in raw pixels.
+    field_px : int
+        Width of the field in raw pixels.
+
+    Raises
+    ------
+    InputError
+        When both panels are empty.
+    """
+    shapes = [panel.grey.shape for panel in (left, right) if panel.grey is not None]
+    if not shapes:
+        raise InputError("nothing to draw: both panels are empty")
+    height, width = max(shapes)
+    grow = -(-MIN_PANEL // width)
+    height, width = height * grow, width * grow
+    gap = max(4, width // 128)
+    canvas = Image.new("L", (2 * width + gap, height), color=255)
+    for x, panel in ((0, left), (width + gap, right)):
+        half = np.zeros((height, width), np.uint8) if panel.grey is None else _grow(panel.grey, height, width)
+        canvas.paste(Image.fromarray(half), (x, 0))
+        _annotate(canvas, x, width, panel.label, field_um, field_px)
+    out = io.BytesIO()
+    canvas.save(out, "PNG", compress_level=PNG_LEVEL)
+    return out.getvalue()
+
+
+def _grow(grey: Grey, height: int, width: int) -> Grey:
+    """Repeat or drop whole pixels; interpolates nothing."""
+    rows = np.arange(height) * grey.shape[0] // height
+    columns = np.arange(width) * grey.shape[1] // width
+    return np.ascontiguousarray(grey[rows][:, columns])
+
+
+def _annotate(
+    canvas: Image.Image, x: int, width: int, label: str, field_um: float | None, field_px: int
+) -> None:
+    draw = ImageDraw.Draw(canvas)
+    size = max(14, width // 42)
+    font = ImageFont.load_default(size)
+    pad = size // 2
+    box = draw.textbbox((x + 2 * pad, 2 * pad), label, font=font)
+    draw.rectangle((box[0] - pad, box[1] - pad, box[2] + pad, box[3] + pad), fill=0)
+    draw.text((x + 2 * pad, 2 * pad), label, font=font, fill=255)
+
+    bar = scale_bar(field_um / width if field_um else None, field_px / width, width / 4)
+    right, bottom = x + width - 2 * pad, canvas.height - 2 * pad
+    box = draw.textbbox((0, 0), bar.text, font=font)
+    text_width = box[2] - box[0]
+    wide = max(bar.length, text_width)
+    draw.rectangle((right - wide - pad, bottom - 2.2 * size - pad, right + pad, bottom + pad), fill=0)
+    middle = right - wide / 2
+    draw.text((middle - text_width / 2, bottom - 2.0 * size), bar.text, font=font, fill=255)
+    draw.rectangle(
+        (round(middle - bar.length / 2), bottom - size // 4, round(middle + bar.length / 2) - 1, bottom),
+        fill=255,
+    )
+
+
+class ScaleBar(NamedTuple):
+    """A bar `length` drawn pixels long, and what it says."""
+
+    length: float
+    text: str
+
+
+def scale_bar(um_per_px: float | None, raw_per_px: float, room: float) -> ScaleBar:
+    """The longest bar of 1, 2 or 5 times a power of ten that fits in `room` drawn pixels.
+
+    Parameters
+    ----------
+    um_per_px : float or None
+        Micrometres per drawn pixel; None gives a bar in raw pixels.
+    raw_per_px : float
+        Raw pixels per drawn pixel.
+    """
+    unit = um_per_px if um_per_px is not None else raw_per_px
+    value = _round_down(room * unit)
+    if um_per_px is None:
+        text = f"{value:g} px"
+    elif value >= 1000:
+        text = f"{value / 1000:g} mm"
+    elif value >= 1:
+        text = f"{value:g} µm"
+    else:
+        text = f"{value * 1000:g} nm"
+    return ScaleBar(value / unit, text)
+
+
+def _round_down(value: float) -> float:
+    power = 10.0 ** math.floor(math.log10(value))
+    # The small excess keeps 4.9999999 from becoming 2: lengths come out of divisions.
+    step = max(s for s in (1, 2, 5, 10) if s == 1 or s * power <= value * (1 + 1e-9))
+    return float(f"{step * power:.6g}")

@@ -1,0 +1,1 @@
+"""What travels between client and server: messages and their bytes. Opens no socket, imports no torch."""

@@ -1,0 +1,122 @@
+"""The messages of the protocol. Plain frozen values; knows neither bytes nor sockets.
+
+A conversation, as the client sees it::
+
+    Hello            ->
+                     <-  Welcome (again when the server has warmed up), or Refusal without seq
+    Frame + pixels   ->
+                     <-  Result + pixels, or Refusal with seq
+    Heartbeat        ->
+                     <-  Heartbeat, same number
+    End              ->
+
+One frame in flight costs one credit of those granted in the Welcome; a Result or a Refusal gives it back.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, get_args
+
+from msgspec import Meta, Struct
+
+PROTOCOL = 1
+
+MAX_SIDE = 65_536  # pixels along one axis; larger than any detector, small enough that y * x fits 64 bits
+Name = Annotated[str, Meta(max_length=128)]
+Text = Annotated[str, Meta(max_length=1024)]
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+Side = Annotated[int, Meta(ge=1, le=MAX_SIDE)]
+Shape = tuple[Side, Side]
+Dtype = Literal["uint8", "uint16"]
+Milliseconds = Annotated[float, Meta(ge=0, le=1e12)]
+
+RefusalCode = Literal[
+    "too_large", "dtype", "unknown_model", "other_model", "busy", "not_ready", "malformed", "failed"
+]
+REFUSAL_CODES: tuple[str, ...] = get_args(RefusalCode)
+
+
+class Hello(Struct, frozen=True, tag="hello"):
+    """Opens or re-opens a session. `model` empty: whatever the server holds."""
+
+    session: Name
+    version: Name
+    model: Name = ""
+
+
+class ModelInfo(Struct, frozen=True):
+    """The model that a server holds; see :class:`live_sr.upscaler.UpscalerInfo`."""
+
+    id: Name
+    sha256: Name
+    scale: Annotated[int, Meta(ge=1, le=16)]
+    precision: Name
+    device: Name
+    max_pixels: Count
+    dtypes: tuple[Dtype, ...]
+    pixel_size_um: tuple[float, float] | None = None
+
+
+class Welcome(Struct, frozen=True, tag="welcome"):
+    """The server's answer: what it holds, whether it is warm, how many frames may be in flight."""
+
+    server: Name
+    version: Name
+    model: ModelInfo
+    warm: bool
+    credits: Annotated[int, Meta(ge=1, le=64)]
+
+
+class FrameMessage(Struct, frozen=True, tag="frame"):
+    """One raw frame; its pixels follow as the second part."""
+
+    session: Name
+    seq: Count
+    shape: Shape
+    dtype: Dtype
+
+
+class Result(Struct, frozen=True, tag="result"):
+    """One super-resolved frame; its pixels follow. Durations are by the server's clock."""
+
+    session: Name
+    seq: Count
+    shape: Shape
+    dtype: Dtype
+    model_sha256: Name
+    waited_ms: Milliseconds
+    computed_ms: Milliseconds
+
+
+class Refusal(Struct, frozen=True, tag="refusal"):
+    """What the server will not or could not do, and why. Without `seq` it concerns the whole session."""
+
+    session: Name
+    code: RefusalCode
+    message: Text
+    seq: Count | None = None
+
+
+class Heartbeat(Struct, frozen=True, tag="heartbeat"):
+    """Asked by the client, answered by the server with what its engine is doing.
+
+    `busy_ms` is how long the computation now running has taken; 0 when idle. `server` is the answering
+    server's name as in its Welcome, empty in the question: a changed name tells that the server was
+    restarted behind an unbroken socket and has forgotten the session.
+    """
+
+    number: Count
+    server: Name = ""
+    waiting: Count = 0
+    busy_ms: Milliseconds = 0.0
+
+
+class End(Struct, frozen=True, tag="end"):
+    """The client is done: the server forgets the session and its waiting frames."""
+
+    session: Name
+
+
+FromClient = Hello | FrameMessage | Heartbeat | End
+FromServer = Welcome | Result | Refusal | Heartbeat
+Message = Hello | Welcome | FrameMessage | Result | Refusal | Heartbeat | End

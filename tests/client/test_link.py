@@ -1,0 +1,234 @@
+"""The link against a real server on a real socket."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import zmq
+
+from conftest import ServerProcess
+from live_sr.client.link import Link, RemoteUpscaler
+from live_sr.config import ServerSettings
+from live_sr.errors import ConfigError, InputError, LiveSRError, RemoteError
+from live_sr.frame import Frame, Pixels, Restored
+from live_sr.serve.loop import Server
+from live_sr.upscaler import Bilinear, bilinear
+from live_sr.wire import codec
+from live_sr.wire.messages import Hello, ModelInfo, Welcome
+
+WAIT_S = 20
+
+
+def frame(seq: int, shape: tuple[int, int] = (32, 48)) -> Frame:
+    rng = np.random.default_rng(seq)
+    return Frame(seq=seq, pixels=rng.integers(0, 65536, shape).astype(np.uint16), captured_ns=0)
+
+
+class Ends:
+    """Both ends of a link: gives the frames it was told to, keeps what comes back."""
+
+    def __init__(self, frames: Sequence[Frame] = ()) -> None:
+        self.frames = deque(frames)
+        self.results: queue.Queue[Restored] = queue.Queue()
+        self.refusals: queue.Queue[tuple[int, str, str]] = queue.Queue()
+        self.taken = 0
+
+    def take(self) -> Frame | None:
+        if not self.frames:
+            return None
+        self.taken += 1
+        return self.frames.popleft()
+
+    def returned(self, result: Restored) -> None:
+        self.results.put(result)
+
+    def refused(self, frame: Frame, code: str, message: str) -> None:
+        self.refusals.put((frame.seq, code, message))
+
+    def link_changed(self, link: Link) -> None:
+        pass
+
+
+@contextmanager
+def serving(upscaler: Bilinear | None = None, address: str = "tcp://127.0.0.1:*") -> Iterator[Server]:
+    with Server(upscaler or Bilinear(2), ServerSettings(bind=address, warm_shapes=())) as server:
+        yield server
+
+
+@contextmanager
+def linked(address: str, ends: Ends, **options: object) -> Iterator[Link]:
+    link = Link(address, session="test", source=ends, sink=ends, **options)  # type: ignore[arg-type]
+    link.start()
+    try:
+        yield link
+    finally:
+        link.stop()
+
+
+def test_every_frame_comes_back_restored() -> None:
+    frames = [frame(i) for i in range(20)]
+    ends = Ends(frames)
+    with serving() as server, linked(server.address, ends) as link:
+        assert link.wait_ready(WAIT_S)
+        got = {r.seq: r for r in (ends.results.get(timeout=WAIT_S) for _ in frames)}
+    assert sorted(got) == list(range(20))
+    for f in frames:
+        np.testing.assert_array_equal(got[f.seq].pixels, bilinear(f.pixels, 2))
+        assert got[f.seq].raw is f.pixels
+
+
+def test_a_frame_put_later_is_sent_after_a_wake() -> None:
+    ends = Ends()
+    with serving() as server, linked(server.address, ends) as link:
+        assert link.wait_ready(WAIT_S)
+        ends.frames.append(frame(7))
+        link.wake()
+        assert ends.results.get(timeout=WAIT_S).seq == 7
+
+
+class Blocked(Bilinear):
+    """Computes nothing until it is let."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+        self.let = threading.Event()
+        self.began = threading.Event()
+
+    def upscale(self, frames: Sequence[Pixels]) -> list[Pixels]:
+        self.began.set()
+        assert self.let.wait(WAIT_S)
+        return super().upscale(frames)
+
+
+def test_no_more_frames_are_in_flight_than_credits() -> None:
+    upscaler = Blocked()
+    ends = Ends([frame(i) for i in range(10)])
+    with serving(upscaler) as server, linked(server.address, ends) as link:
+        assert link.wait_ready(WAIT_S)
+        assert upscaler.began.wait(WAIT_S)
+        assert link.status.in_flight == ends.taken <= 2
+        upscaler.let.set()
+        for _ in range(10):
+            ends.results.get(timeout=WAIT_S)
+
+
+def test_stop_returns_the_unanswered_frames() -> None:
+    upscaler = Blocked()
+    ends = Ends([frame(0), frame(1)])
+    with serving(upscaler) as server:
+        link = Link(server.address, session="test", source=ends, sink=ends)
+        link.start()
+        assert upscaler.began.wait(WAIT_S)
+        left = link.stop()
+        upscaler.let.set()
+    assert [f.seq for f in left] == [0, 1]
+
+
+def test_frames_in_flight_survive_a_killed_server() -> None:
+    """SIGKILL in mid-computation, then a new server on the same port: everything comes back once."""
+    frames = [frame(i, (64, 64)) for i in range(40)]
+    ends = Ends(frames)
+    with ServerProcess() as first, linked(first.address, ends) as link:
+        assert link.wait_ready(WAIT_S)
+        got = [ends.results.get(timeout=WAIT_S) for _ in range(5)]
+        first.kill()
+        with ServerProcess(first.address):
+            got += [ends.results.get(timeout=WAIT_S) for _ in range(len(frames) - len(got))]
+        assert link.status.in_flight == 0
+    assert sorted(r.seq for r in got) == list(range(40))
+    assert ends.results.empty()
+
+
+def test_another_model_is_refused_and_nothing_is_mixed() -> None:
+    ends = Ends([frame(0)])
+
+    def accept(model: ModelInfo) -> str | None:
+        return f"{model.id} is another model"
+
+    with serving() as server, linked(server.address, ends, accept=accept) as link:
+        assert not link.wait_ready(WAIT_S)
+        assert link.status.state == "refused"
+        assert "another model" in link.status.detail
+        assert ends.taken == 0
+
+
+def test_an_unknown_model_is_refused_with_what_the_server_holds() -> None:
+    with serving() as server, linked(server.address, Ends(), model="em-x9") as link:
+        assert not link.wait_ready(WAIT_S)
+        assert "bilinear-x2" in link.status.detail
+
+
+def test_a_refused_frame_is_reported_once_and_the_next_is_served() -> None:
+    ends = Ends([frame(0, (200, 200)), frame(1, (20, 20))])
+    with serving(Bilinear(2, max_pixels=10_000)) as server, linked(server.address, ends):
+        seq, code, message = ends.refusals.get(timeout=WAIT_S)
+        assert (seq, code) == (0, "too_large")
+        assert "10000" in message.replace(" ", "").replace(",", "").replace("_", "")
+        assert ends.results.get(timeout=WAIT_S).seq == 1
+
+
+def test_a_faulty_result_is_not_believed() -> None:
+    """A peer that answers with the wrong size is reported, and its pixels go nowhere."""
+    ends = Ends([frame(3)])
+    model = ModelInfo("m", "0" * 64, 2, "float32", "cpu", 10**9, ("uint8", "uint16"))
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        port = router.bind_to_random_port("tcp://127.0.0.1")
+        with linked(f"tcp://127.0.0.1:{port}", ends) as link:
+            who, *parts = router.recv_multipart()
+            assert isinstance(codec.decode(parts)[0], Hello)
+            router.send_multipart([who, *codec.encode(Welcome("s", "0", model, warm=True, credits=2))])
+            assert link.wait_ready(WAIT_S)
+            while len(parts) < 2:
+                who, *parts = router.recv_multipart()
+            from live_sr.wire.messages import Result
+
+            wrong = np.zeros((3, 3), np.uint16)
+            result = Result("test", 3, (3, 3), "uint16", "0" * 64, 0.0, 0.0)
+            router.send_multipart([who, *codec.encode(result, wrong)])
+            while link.status.state != "refused":
+                who, *parts = router.recv_multipart()
+                from live_sr.wire.messages import Heartbeat
+
+                message, _ = codec.decode(parts)
+                if isinstance(message, Heartbeat):
+                    router.send_multipart([who, *codec.encode(Heartbeat(message.number, server="s"))])
+            assert "faulty" in link.status.detail
+        assert ends.results.empty()
+        router.linger = 0
+
+
+def test_remote_upscaler_is_an_upscaler() -> None:
+    with serving(Bilinear(4)) as server, RemoteUpscaler(server.address, session="r") as remote:
+        assert remote.info.scale == 4
+        pixels = frame(1).pixels
+        np.testing.assert_array_equal(remote.upscale([pixels, pixels])[1], bilinear(pixels, 4))
+
+
+def test_remote_upscaler_names_the_missing_server() -> None:
+    with pytest.raises(LiveSRError, match="live-sr serve"):
+        RemoteUpscaler("tcp://127.0.0.1:9", session="r", timeout=0.2)
+
+
+def test_remote_upscaler_passes_a_refusal_on() -> None:
+    class Broken(Bilinear):
+        def upscale(self, frames: Sequence[Pixels]) -> list[Pixels]:
+            raise InputError("this model cannot do that")
+
+    with (
+        serving(Broken(2)) as server,
+        RemoteUpscaler(server.address, session="r") as remote,
+        pytest.raises(RemoteError, match="cannot do that"),
+    ):
+        remote.upscale([frame(0).pixels])
+
+
+@pytest.mark.parametrize("address", ["", "here", "tcp://", "tcp://host", "udp://1.2.3.4:5", "ipc://"])
+def test_an_address_that_is_none_is_refused(address: str) -> None:
+    with pytest.raises(ConfigError, match="tcp://HOST:PORT"):
+        Link(address, session="t", source=Ends(), sink=Ends())
