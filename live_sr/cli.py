@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, ParamSpec
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 from rich.table import Table
 
 from live_sr import __version__
@@ -198,15 +198,15 @@ def enhance(
 @command
 def train(
     config: Annotated[Path, typer.Argument(help="Training settings, see configs/train_x4.toml.")],
-    data: Annotated[list[Path], typer.Option(help="File or folder of images; may be repeated.")],
+    data: Annotated[list[Path], typer.Option(help="Folder of images; may be repeated.")],
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/latest"),
     resume: Annotated[bool, typer.Option(help="Go on with the run in that folder.")] = False,
-    start_from: Annotated[str, typer.Option(help="Begin with the weights of this model.")] = "",
 ) -> None:
     """Train a model on images that are degraded on the fly."""
     from live_sr.train.fit import TrainSettings, fit
 
-    fit(load(config, TrainSettings), data, out, resume=resume, start_from=start_from or None)
+    model = fit(load(config, TrainSettings), data, out, resume=resume)
+    print(f"model: {model}. Serve it with: live-sr serve --model {model}")
 
 
 @command
@@ -223,18 +223,25 @@ def evaluate(
     from live_sr.train.evaluate import evaluate as run_evaluate
 
     engine = load_engine(model)
-    with _bar("evaluating") as advance:
-        result = run_evaluate(engine, hr, dose=dose, read_noise=read_noise, seed=seed, progress=advance)
-    table = Table(
-        title=f"{engine.info.id}: PSNR dB / SSIM, dose {dose:g} e-/pixel, read noise {read_noise:.4f}"
+    quiet = not sys.stderr.isatty()
+    result = run_evaluate(
+        engine,
+        hr,
+        dose=dose,
+        read_noise=read_noise,
+        seed=seed,
+        progress=lambda files: track(files, "evaluating", console=Console(stderr=True), disable=quiet),
     )
-    table.add_column("image")
-    table.add_column("planes", justify="right")
-    for method in result.methods:
-        table.add_column(method, justify="right")
+    table = Table(
+        title=f"{result.model}: PSNR dB / SSIM at {dose:g} e- per raw pixel, read noise {read_noise:.4f}"
+    )
+    table.add_column("file", overflow="fold")
+    table.add_column("images", justify="right")
+    for method in result.mean.methods:
+        table.add_column(method, justify="right", no_wrap=True)
     for row in [*result.rows, result.mean]:
-        cells = (f"{row.psnr_db[m]:.2f} / {row.ssim[m]:.3f}" for m in result.methods)
-        table.add_row(row.name, str(row.planes), *cells)
+        cells = (f"{q.psnr:.2f} / {q.ssim:.3f}" for q in row.methods.values())
+        table.add_row(row.name, str(row.images), *cells)
     Console().print(table)
     if json_file is not None:
         json_file.write_text(json.dumps(result.as_dict(), indent=2) + "\n")

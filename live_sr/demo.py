@@ -15,8 +15,9 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 SERVER_START_S = 180.0  # torch's first import from a cold disk takes most of it
 COMPARED = 12  # frames compared with the truth: enough for a mean, a few seconds of rendering
-CAPTION_PX = 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,15 @@ def run_demo(settings: DemoSettings) -> int:
         shape = f"{_frame_shape(microscope)[0]}x{_frame_shape(microscope)[1]}"
         server = stack.enter_context(
             _process(
-                out / "server.log", "ready: ", "serve", "--bind", address, "--model", settings.model, "--warm", shape
+                out / "server.log",
+                "ready: ",
+                "serve",
+                "--bind",
+                address,
+                "--model",
+                settings.model,
+                "--warm",
+                shape,
             )
         )
         console.print(f"  {server}", highlight=False)
@@ -109,7 +117,13 @@ def run_demo(settings: DemoSettings) -> int:
             assert sr.view_address is not None
             page = stack.enter_context(
                 _process(
-                    out / "view.log", "page ready: ", "view", "--feed", sr.view_address, "--port", str(settings.port)
+                    out / "view.log",
+                    "page ready: ",
+                    "view",
+                    "--feed",
+                    sr.view_address,
+                    "--port",
+                    str(settings.port),
                 )
             )
             console.print(f"[bold green]watch it at {page}[/]")
@@ -136,7 +150,7 @@ def run_demo(settings: DemoSettings) -> int:
 
 
 def _build(settings: DemoSettings) -> _Microscope:
-    from useq import MDASequence
+    from useq import Channel, MDASequence, TIntervalLoops, ZRangeAround
 
     if settings.camera == "democam":
         from pymmcore_plus import CMMCorePlus
@@ -149,10 +163,10 @@ def _build(settings: DemoSettings) -> _Microscope:
         core.setExposure(10)
         loops = -(-settings.frames // 6)
         sequence = MDASequence(
-            axis_order="tcz",
-            channels=["DAPI", "FITC"],
-            z_plan={"range": 2, "step": 1},
-            time_plan={"interval": 0, "loops": loops},
+            axis_order=tuple("tcz"),
+            channels=(Channel(config="DAPI"), Channel(config="FITC")),
+            z_plan=ZRangeAround(range=2, step=1),
+            time_plan=TIntervalLoops(interval=timedelta(0), loops=loops),
         )
         return _Microscope(core, sequence, None)
 
@@ -173,7 +187,7 @@ def _build(settings: DemoSettings) -> _Microscope:
             seed=settings.seed,
         ),
     )
-    sequence = MDASequence(time_plan={"interval": 0, "loops": settings.frames})
+    sequence = MDASequence(time_plan=TIntervalLoops(interval=timedelta(0), loops=settings.frames))
     return _Microscope(scope.core, sequence, scope)
 
 
@@ -199,7 +213,12 @@ def _acquire(
 
     core.mda.events.frameReady.connect(keep)
     core.mda.events.sequenceFinished.connect(finished.set)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[now]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[now]}"),
+    )
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("acquiring", total=total, now="")
         thread = core.run_mda(
@@ -226,7 +245,8 @@ def _compare(
     settings: DemoSettings,
 ) -> _Compared:
     """PSNR and SSIM of each method against the noise-free truth; 1.0 is a white pixel, as the scope says."""
-    from live_sr.train.evaluate import interpolations, psnr, ssim
+    from live_sr.train.evaluate import bicubic, nearest, psnr, ssim
+    from live_sr.upscaler import bilinear
 
     scope = microscope.scope
     assert scope is not None
@@ -236,7 +256,12 @@ def _compare(
         for n, meta in sorted(metas.items()):
             low, restored = raw.read({"t": n}), sr.read({"t": n})
             truth = scope.truth(meta)
-            images = {**interpolations(low, settings.scale), "live_sr": restored}
+            images = {
+                "nearest": nearest(low, settings.scale),
+                "bilinear": bilinear(low, settings.scale),
+                "bicubic": bicubic(low, settings.scale),
+                "live_sr": restored,
+            }
             for name, image in images.items():
                 a, b = scope.to_unit(image), scope.to_unit(truth)
                 scores.setdefault(name, []).append((psnr(a, b), ssim(a, b)))
@@ -252,7 +277,9 @@ def _compare(
     )
 
 
-def _numbers(report: SessionReport, compared: _Compared | None, raw_path: Path, sr_path: Path) -> dict[str, Any]:
+def _numbers(
+    report: SessionReport, compared: _Compared | None, raw_path: Path, sr_path: Path
+) -> dict[str, Any]:
     model = report.model
     raw = report.runs[0].raw
     return {
@@ -308,18 +335,27 @@ def _print(console: Console, report: SessionReport, numbers: dict[str, Any], out
     if report.sr_complete:
         console.print(f"super-resolved  {numbers['sr_path']}: complete")
     else:
+        finish = f"live-sr enhance {numbers['raw_path']} {numbers['sr_path']} --model {numbers['model']['id']}"
         console.print(
-            f"[bold red]super-resolved data are NOT complete[/]: {report.counts.failed} frames failed. Finish them "
-            f"with: live-sr enhance {numbers['raw_path']} {numbers['sr_path']} --model {numbers['model']['id']}"
+            f"[bold red]super-resolved data are NOT complete[/]: {report.counts.failed} frames failed. "
+            f"Finish them with: {finish}"
         )
     console.print(f"everything      {out}")
 
 
 def _draw_comparison(compared: _Compared, path: Path, settings: DemoSettings) -> None:
-    """Low-dose, super-resolved and truth side by side, on one grey scale, captions beneath."""
-    from live_sr.view.render import side_by_side
+    """Low-dose, super-resolved and truth side by side, on one grey scale."""
+    from live_sr.view.render import Panel, grey_window, side_by_side, to_8bit
 
-    raise NotImplementedError
+    window = grey_window([compared.restored])
+    dose = 20.0 * settings.dwell_us
+    panels = [
+        Panel(to_8bit(compared.low, window), f"low dose, as acquired ({dose:g} electrons per pixel)"),
+        Panel(to_8bit(compared.restored, window), f"computed image · {settings.model}"),
+        Panel(to_8bit(compared.truth, window), "simulated truth"),
+    ]
+    field_px = compared.low.shape[1]
+    path.write_bytes(side_by_side(panels, field_um=field_px * 0.004 * settings.scale, field_px=field_px))
 
 
 # -------------------------------------------------------------------- processes
@@ -364,7 +400,9 @@ def _process(log: Path, ready: str, *command: str) -> Iterator[str]:
         except queue.Empty:
             first = None
         if first is None:
-            raise LiveSRError(f"live-sr {command[0]} did not start: {' / '.join(tail) or 'no output'}; see {log}")
+            raise LiveSRError(
+                f"live-sr {command[0]} did not start: {' / '.join(tail) or 'no output'}; see {log}"
+            )
         yield first
     finally:
         _stop(process)
@@ -378,5 +416,3 @@ def _stop(process: subprocess.Popen[str]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-

@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 CONSTRAINTS = ROOT / "tools" / "constraints.txt"
-PIP = "pip==26.2"  # first to know dependency groups well; pinned so that every machine resolves alike
+PIP = "pip>=25.1,<27"  # dependency groups came with 25.1
 
 
 def main() -> int:
@@ -28,7 +28,7 @@ def main() -> int:
     parser.add_argument("job", choices=("demo", "test"))
     parser.add_argument("options", nargs="*", help="passed on, after --")
     given = parser.parse_args()
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036  this script runs before any installer can check it
         print(f"live-sr needs Python 3.11 or newer, this is {sys.version.split()[0]}", file=sys.stderr)
         return 2
     python = install(test=given.job == "test")

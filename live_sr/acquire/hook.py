@@ -1,30 +1,38 @@
 """Takes frames from pymmcore-plus: stamps, hands over, returns. Never blocks, never raises, counts nothing.
 
-pymmcore-plus can deliver the same run twice, when a session is attached to the core *and* given as an output
-of ``run_mda``. Each way in is one :class:`Hook`; whichever announces a run first delivers it and the other
-stays mute until its own end of that run.
+Each way in is one :class:`Hook`: one for each attached core, and one for being an output of ``run_mda``. A run
+can come in twice, when a session is attached to the core *and* given as an output; whichever hook announces it
+first delivers it, and the other stays mute for that run, however late pymmcore-plus' relay thread calls it.
 """
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
+    from pymmcore_plus import CMMCorePlus
     from useq import MDAEvent, MDASequence
+
+log = logging.getLogger("live_sr")
+ANNOUNCED = 8  # latest runs remembered; one for each core that feeds the same session would do
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RunStarted:
     """A sequence begins; nothing has been exposed yet."""
 
+    hook: Hook
     sequence: MDASequence
-    meta: dict[str, Any]
     prepared: Any  # what the session made of it before the first exposure
 
 
@@ -32,6 +40,7 @@ class RunStarted:
 class FrameTaken:
     """One frame as pymmcore-plus delivered it; `pixels` is None when there was no memory left to keep it."""
 
+    hook: Hook
     pixels: NDArray[np.generic] | None
     event: MDAEvent
     meta: dict[str, Any]
@@ -42,9 +51,8 @@ class FrameTaken:
 class RunFinished:
     """A sequence ended; the raw sink has been closed."""
 
-    sequence: MDASequence
-    canceled: bool
-    reason: str  # of the runner: "completed", "canceled", "errored", or "" where it cannot be asked
+    hook: Hook
+    reason: str  # "completed", "canceled", "errored", "interrupted", or "" where the runner cannot be asked
 
 
 Taken = RunStarted | FrameTaken | RunFinished | threading.Event
@@ -53,24 +61,45 @@ Taken = RunStarted | FrameTaken | RunFinished | threading.Event
 
 @dataclass
 class Intake:
-    """Between the hooks and the session's intake thread: a queue bounded in bytes.
+    """Between the hooks and the session's intake thread: a queue bounded in bytes. Thread-safe.
 
-    The camera side adds to `put_bytes`, the intake thread to `taken_bytes`: each has one writer, so their
-    difference needs no lock. Past the bound a frame is handed over without its pixels, to be read back from
-    the raw store.
+    Past the bound a frame is handed over without its pixels, to be read back from the raw store.
     """
 
     max_bytes: int
     queue: queue.SimpleQueue[Taken | None] = field(default_factory=queue.SimpleQueue)
-    put_bytes: int = 0
-    taken_bytes: int = 0
-    active: MDASequence | None = None  # the run being delivered
-    owner: Hook | None = None  # the hook that delivers it
+    closed: bool = False
+    _waiting: int = 0
+    _announced: deque[tuple[MDASequence, dict[str, Any]]] = field(
+        default_factory=lambda: deque(maxlen=ANNOUNCED)
+    )
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def waiting_bytes(self) -> int:
         """Bytes handed over and not yet taken."""
-        return self.put_bytes - self.taken_bytes
+        return self._waiting
+
+    def claim(self, sequence: MDASequence, meta: dict[str, Any]) -> bool:
+        """Whether the caller is the first to announce this run, and so the one to deliver it."""
+        with self._lock:
+            if self.closed or any(s.uid == sequence.uid and _same(m, meta) for s, m in self._announced):
+                return False
+            self._announced.append((sequence, meta))
+            return True
+
+    def admit(self, nbytes: int) -> bool:
+        """Reserve room for one frame; a frame larger than the bound is admitted alone."""
+        with self._lock:
+            if self._waiting and self._waiting + nbytes > self.max_bytes:
+                return False
+            self._waiting += nbytes
+            return True
+
+    def release(self, nbytes: int) -> None:
+        """A frame has been taken."""
+        with self._lock:
+            self._waiting -= nbytes
 
 
 class Hook:
@@ -78,41 +107,57 @@ class Hook:
 
     Parameters
     ----------
+    find_core : callable
+        ``() -> core or None``: whose run this is, asked when it begins.
     prepare : callable
-        ``(sequence, meta) -> prepared``: the checks before the first exposure. Must not raise.
-    reason : callable
-        ``() -> str``: the runner's finish reason.
+        ``(core, sequence, meta) -> prepared``: the checks before the first exposure. Must not raise.
+
+    Attributes
+    ----------
+    delivering : bool
+        Whether a run is coming in here.
+    core : CMMCorePlus or None
+        Whose run that is or was, where it can be told.
+    thread : Thread or None
+        The thread that delivers it.
     """
 
-    def __init__(self, intake: Intake, prepare: Any, reason: Any) -> None:
+    def __init__(
+        self,
+        intake: Intake,
+        find_core: Callable[[], CMMCorePlus | None],
+        prepare: Callable[[CMMCorePlus | None, MDASequence, dict[str, Any]], Any],
+    ) -> None:
+        self.delivering = False
+        self.core: CMMCorePlus | None = None
+        self.thread: threading.Thread | None = None
         self._intake = intake
+        self._find_core = find_core
         self._prepare = prepare
-        self._reason = reason
-        self._deliver = False
         self._canceled = False
 
     def sequenceStarted(self, sequence: MDASequence, meta: dict[str, Any]) -> None:
         """Before the first exposure."""
-        intake = self._intake
-        if intake.active is not None and intake.active.uid == sequence.uid and intake.owner is not self:
-            self._deliver = False
+        if not self._intake.claim(sequence, meta):
             return
-        self._deliver, self._canceled = True, False
-        intake.active, intake.owner = sequence, self
-        intake.queue.put(RunStarted(sequence, meta, self._prepare(sequence, meta)))
+        self.end("interrupted")  # a run whose end never came
+        self._canceled = False
+        self.core = self._find_core()
+        self.thread = threading.current_thread()
+        self.delivering = True
+        self._intake.queue.put(RunStarted(self, sequence, self._prepare(self.core, sequence, meta)))
 
     def frameReady(self, img: NDArray[np.generic], event: MDAEvent, meta: dict[str, Any]) -> None:
         """Stamp, hand over, return."""
-        if not self._deliver:
+        if not self.delivering:
             return
         now = time.monotonic_ns()
-        intake = self._intake
-        pixels: NDArray[np.generic] | None = None
-        if intake.put_bytes - intake.taken_bytes + img.nbytes <= intake.max_bytes:
-            # A view may be into a buffer that the camera will overwrite (a Python camera's ring, say).
-            pixels = img if img.flags.owndata else img.copy()
-            intake.put_bytes += img.nbytes
-        intake.queue.put(FrameTaken(pixels, event, meta, now))
+        try:
+            pixels = self._kept(img)
+        except Exception:  # an engine that delivers no array, say: an error here would end other listeners' runs
+            log.exception("live-sr cannot take a frame of %s", type(img).__name__)
+            pixels = None
+        self._intake.queue.put(FrameTaken(self, pixels, event, meta, now))
 
     def sequenceCanceled(self, sequence: MDASequence) -> None:
         """Comes before ``sequenceFinished``."""
@@ -120,8 +165,28 @@ class Hook:
 
     def sequenceFinished(self, sequence: MDASequence) -> None:
         """After the raw sink was closed; also when the run failed."""
-        if not self._deliver:
-            return
-        self._deliver = False
-        self._intake.owner = None
-        self._intake.queue.put(RunFinished(sequence, self._canceled, self._reason()))
+        reason = getattr(self.core.mda.status.finish_reason, "value", "") if self.core is not None else ""
+        self.end("canceled" if self._canceled else str(reason or ""))
+
+    def end(self, reason: str) -> None:
+        """End the run that comes in here, if there is one."""
+        if self.delivering:
+            self.delivering = False
+            self._intake.queue.put(RunFinished(self, reason))
+
+    def _kept(self, img: NDArray[np.generic]) -> NDArray[np.generic] | None:
+        if not self._intake.admit(img.nbytes):
+            return None
+        if img.flags.owndata:
+            return img
+        try:
+            # A view may be into a buffer that the camera will overwrite (a Python camera's ring, say).
+            return img.copy()
+        except MemoryError:
+            self._intake.release(img.nbytes)
+            return None
+
+
+def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether two summary metadata are of one run: a Qt signal delivers a copy, with the same time of start."""
+    return a is b or ("datetime" in a and a["datetime"] == b.get("datetime"))

@@ -7,6 +7,7 @@ as a mere number; its pixels are fetched again when the live lane is empty. Betw
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -14,6 +15,7 @@ from collections.abc import Callable
 
 from live_sr.frame import Frame, Ledger
 
+log = logging.getLogger("live_sr")
 LIVE_BYTES = 256 * 2**20  # frames waiting for a credit
 MAX_AGE_MS = 500.0  # an operator looks at newer frames by then
 FETCHED = 2  # deferred frames kept ready: one being sent, one next
@@ -31,7 +33,9 @@ class Outbox:
     lost : callable
         ``(seq, reason)``: a deferred frame is gone for good; called after the ledger counts it as failed.
     deferring : callable
-        ``(seq)``: a frame is about to become a mere number.
+        ``(seq)``: a frame is about to become a mere number. Must not raise.
+    room : callable
+        Whether a result could be taken at present: results wait to be written, more would only pile up.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class Outbox:
         fetch: Callable[[int], Frame | None],
         lost: Callable[[int, str], None],
         deferring: Callable[[int], None] = lambda seq: None,
+        room: Callable[[], bool] = lambda: True,
         max_bytes: int = LIVE_BYTES,
         max_age_ms: float = MAX_AGE_MS,
     ) -> None:
@@ -48,6 +53,7 @@ class Outbox:
         self._fetch = fetch
         self._lost = lost
         self._deferring = deferring
+        self._room = room
         self._max_bytes = max_bytes
         self._max_age_ns = int(max_age_ms * 1e6)
         self._changed = threading.Condition()
@@ -55,7 +61,6 @@ class Outbox:
         self._live_bytes = 0
         self._deferred: deque[int] = deque()
         self._fetched: deque[Frame] = deque()
-        self._held = False
         self._closed = False
         self._on_ready: Callable[[], None] = lambda: None
         self._thread = threading.Thread(target=self._run, name="live-sr outbox", daemon=True)
@@ -84,7 +89,7 @@ class Outbox:
     def take(self) -> Frame | None:
         """The next frame, counted as in flight: the newest live one, else a deferred one."""
         with self._changed:
-            if self._held or self._closed:
+            if self._closed or not self._room():
                 return None
             self._defer_old()
             if self._live:
@@ -106,20 +111,16 @@ class Outbox:
             self._deferred.append(seq)
             self._changed.notify_all()
 
-    def hold(self, held: bool) -> None:
-        """Send nothing while `held`: results wait to be written, more would only pile up."""
-        with self._changed:
-            changed, self._held = self._held != held, held
-        if changed and not held:
-            self._on_ready()
-
     @property
     def fullness(self) -> float:
         """Live lane's bytes over its limit, for the 75 % and 100 % alarms."""
         return self._live_bytes / self._max_bytes
 
     def close(self) -> list[int]:
-        """Stop, and return the numbers of the frames still here, all counted as deferred now."""
+        """Stop, and return the numbers of the frames still here, all counted as deferred now.
+
+        Call after the links have stopped: a frame given back later would be nobody's.
+        """
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -155,7 +156,9 @@ class Outbox:
         while (seq := self._next_to_fetch()) is not None:
             try:
                 frame = self._fetch(seq)
-            except LookupError as e:
+            except Exception as e:  # the top of a thread: the frame is counted, and the others are served
+                if not isinstance(e, LookupError):
+                    log.exception("live-sr could not fetch frame %d", seq)
                 self._ledger.move("deferred", "failed")
                 self._lost(seq, str(e))
                 continue

@@ -36,6 +36,8 @@ class Plan:
         False for generators and ragged sequences, stored as ``(t, y, x)`` in order of arrival.
     place : callable
         ``(event, n) -> place``: where the run's `n`-th frame lies in the volume.
+    order : tuple of (axis, size)
+        The axes that number frames, in the order of acquisition, slowest first.
     """
 
     layout: VolumeLayout
@@ -45,6 +47,7 @@ class Plan:
     pixel_size_um: float
     regular: bool
     place: Callable[[MDAEvent, int], Place]
+    order: tuple[tuple[str, int | None], ...]
 
     @property
     def frame_bytes(self) -> int:
@@ -97,6 +100,7 @@ def plan_run(sequence: MDASequence, meta: dict[str, Any]) -> Plan:
         pixel_size_um=pixel_size_um,
         regular=regular,
         place=_place_by_index(sequence, dims) if regular else _place_by_order(n_cameras),
+        order=tuple((d.name, d.count) for d in dims[:-2]),
     )
 
 

@@ -15,8 +15,11 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from live_sr.client.volume import VolumeReader
-from live_sr.errors import StoreError
+from live_sr.acquire.plan import Plan
+from live_sr.client.volume import POSITION, VolumeReader
+from live_sr.errors import InputError, StoreError
+
+SUFFIXES = (".zarr", ".tif", ".tiff")
 
 
 def checksum(pixels: NDArray[Any]) -> int:
@@ -25,13 +28,24 @@ def checksum(pixels: NDArray[Any]) -> int:
 
 
 class RawStore(Protocol):
-    """Raw data that can be read back."""
+    """Raw data that can be read back. One thread at a time."""
 
     path: Path
     live: bool  # readable while it is being written
 
-    def read(self, place: Mapping[str, int], n: int) -> NDArray[Any] | None:
-        """Pixels of the `n`-th frame, which lies at `place`; None where there is nothing (yet)."""
+    def read(self, place: Mapping[str, int], *, absent_ok: bool = False) -> NDArray[Any] | None:
+        """Pixels of the frame at `place`; None where there is nothing (yet).
+
+        With `absent_ok`, what is within bounds but was left out reads as black: writers leave black frames out.
+        """
+        ...
+
+    def chunk(self, place: Mapping[str, int]) -> tuple[object, int]:
+        """Which chunk holds `place`, and of how many frames it is written at once."""
+        ...
+
+    def nbytes(self) -> int:
+        """Present size on disk where only that tells of the writer's progress, else 0."""
         ...
 
     def close(self) -> None:
@@ -44,19 +58,29 @@ class ZarrRaw:
 
     live = True
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, plan: Plan) -> None:
         self.path = path
+        self._layout = plan.layout
         self._reader: VolumeReader | None = None
 
-    def read(self, place: Mapping[str, int], n: int) -> NDArray[Any] | None:
+    def read(self, place: Mapping[str, int], *, absent_ok: bool = False) -> NDArray[Any] | None:
         """See :class:`RawStore`."""
         try:
-            if self._reader is None:
-                self._reader = VolumeReader(self.path)
-            pixels: NDArray[Any] = self._reader.read(place)
+            pixels: NDArray[Any] = self._opened().read(place, absent_ok=absent_ok)
         except StoreError:
             return None
         return pixels
+
+    def chunk(self, place: Mapping[str, int]) -> tuple[object, int]:
+        """See :class:`RawStore`."""
+        try:
+            return self._opened().chunk(place)
+        except StoreError:
+            return tuple(place.items()), 1
+
+    def nbytes(self) -> int:
+        """See :class:`RawStore`."""
+        return 0
 
     def close(self) -> None:
         """See :class:`RawStore`."""
@@ -64,43 +88,83 @@ class ZarrRaw:
             self._reader.close()
             self._reader = None
 
+    def _opened(self) -> VolumeReader:
+        if self._reader is None:
+            try:
+                self._reader = VolumeReader(self.path, self._layout)
+            except StoreError:  # not the layout that was planned
+                self._reader = VolumeReader(self.path)
+        return self._reader
+
 
 class TiffRaw:
-    """One OME-TIFF file, whose pages can be found only after it was closed."""
+    """OME-TIFF, one file a position, whose pages can be found only after they were closed."""
 
     live = False
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, plan: Plan) -> None:
         self.path = path
-        self._tiff: tifffile.TiffFile | None = None
+        self._order = plan.order
+        self._tiffs: dict[Path, tifffile.TiffFile] = {}
 
-    def read(self, place: Mapping[str, int], n: int) -> NDArray[Any] | None:
+    def read(self, place: Mapping[str, int], *, absent_ok: bool = False) -> NDArray[Any] | None:
         """See :class:`RawStore`; pages lie in the order of acquisition."""
+        page = 0
+        for axis, size in self._order:
+            if axis != POSITION:
+                page = page * (size or 1) + place[axis]
+        path = self._file(place)
         try:
-            if self._tiff is None:
-                self._tiff = tifffile.TiffFile(self.path)
-            pixels: NDArray[Any] = self._tiff.pages[n].asarray()
+            if path not in self._tiffs:
+                self._tiffs[path] = tifffile.TiffFile(path)
+            pixels: NDArray[Any] = self._tiffs[path].pages[page].asarray()
         except (OSError, IndexError, ValueError, tifffile.TiffFileError):
+            self.close()  # its writer may still be at it: look afresh
             return None
         return pixels
 
+    def chunk(self, place: Mapping[str, int]) -> tuple[object, int]:
+        """See :class:`RawStore`."""
+        return tuple(place.items()), 1
+
+    def nbytes(self) -> int:
+        """See :class:`RawStore`."""
+        try:
+            return sum(f.stat().st_size for f in (self.path.iterdir() if self.path.is_dir() else [self.path]))
+        except OSError:
+            return 0
+
     def close(self) -> None:
         """See :class:`RawStore`."""
-        if self._tiff is not None:
-            self._tiff.close()
-            self._tiff = None
+        for tiff in self._tiffs.values():
+            tiff.close()
+        self._tiffs.clear()
+
+    def _file(self, place: Mapping[str, int]) -> Path:
+        if not self.path.is_dir():
+            return self.path
+        # As ome-writers names them.
+        return next(self.path.glob(f"*_p{place.get(POSITION, 0):03}.*"), self.path)
 
 
-def open_raw(path: Path | None) -> RawStore | None:
-    """How to read the raw data at `path` back; None when that is not known."""
-    if path is None:
-        return None
-    name = path.name.lower()
-    if name.endswith(".zarr"):
-        return ZarrRaw(path)
-    if name.endswith((".tif", ".tiff")) and not path.is_dir():
-        return TiffRaw(path)
-    return None
+def open_raw(path: Path, plan: Plan) -> RawStore:
+    """How to read the raw data at `path` back; pymmcore-plus writes OME-Zarr or OME-TIFF."""
+    if path.name.lower().endswith(".zarr") or (path / "zarr.json").exists():
+        return ZarrRaw(path, plan)
+    return TiffRaw(path, plan)
+
+
+def check_raw_path(path: Path) -> Path:
+    """Refuse what cannot be read back.
+
+    Raises
+    ------
+    InputError
+        When `path` has another ending than OME-Zarr and OME-TIFF have.
+    """
+    if not path.name.lower().endswith(SUFFIXES):
+        raise InputError(f"raw={str(path)!r} must end in .ome.zarr or .ome.tiff: nothing else can be read back")
+    return path
 
 
 def sink_path(core: Any) -> Path | None:
@@ -113,4 +177,4 @@ def sink_path(core: Any) -> Path | None:
     path = getattr(settings, "output_path", None)
     if not path or getattr(getattr(settings, "format", None), "name", "scratch") == "scratch":
         return None
-    return Path(path)
+    return Path(path).expanduser().absolute()

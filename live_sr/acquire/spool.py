@@ -1,4 +1,4 @@
-"""A scratch file for what must neither be lost nor kept in memory: pixels without a raw store, and records.
+"""A scratch file for what must neither be lost nor kept in memory: pixels that raw does not hold, and records.
 
 Knows nothing of frames. The file has no name where the system allows that, so it vanishes with the process; it
 is only our copy for the time being, never the archive.
@@ -6,10 +6,11 @@ is only our copy for the time being, never the archive.
 
 from __future__ import annotations
 
+import io
 import tempfile
 import threading
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from live_sr.errors import StoreError
 
@@ -22,7 +23,7 @@ class Slip(NamedTuple):
 
 
 class Spool:
-    """Append-only scratch storage, made at the first write. Thread-safe.
+    """Scratch storage, made at the first write and emptied when nothing in it is needed. Thread-safe.
 
     Parameters
     ----------
@@ -34,12 +35,13 @@ class Spool:
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
         self._lock = threading.Lock()
-        self._file: tempfile._TemporaryFileWrapper[bytes] | None = None
+        self._file: io.FileIO | None = None
         self._end = 0
+        self._kept = 0  # slips that may still be asked for
 
     @property
     def nbytes(self) -> int:
-        """Bytes written so far."""
+        """Size of the scratch file."""
         return self._end
 
     def put(self, data: bytes | memoryview) -> Slip:
@@ -50,31 +52,52 @@ class Spool:
         StoreError
             When the scratch disk is full or fails.
         """
+        left = memoryview(data)
         with self._lock:
+            slip = Slip(self._end, left.nbytes)
             try:
                 if self._file is None:
-                    self._file = tempfile.TemporaryFile(prefix="live-sr-", dir=self._folder)  # type: ignore[assignment]  # noqa: SIM115
-                file = self._file
-                assert file is not None
-                file.seek(self._end)
-                file.write(data)
-                file.flush()
+                    # Unbuffered: after a full disk nothing is left behind that a later write would trip over.
+                    opened = tempfile.TemporaryFile(prefix="live-sr-", dir=self._folder, buffering=0)  # noqa: SIM115
+                    self._file = cast("io.FileIO", opened)
+                self._file.seek(self._end)
+                while left.nbytes:
+                    left = left[self._file.write(left) :]
             except OSError as e:
                 where = self._folder or tempfile.gettempdir()
                 raise StoreError(f"cannot write scratch data to {where}: {e.strerror}") from e
-            slip = Slip(self._end, memoryview(data).nbytes)
             self._end += slip.length
+            self._kept += 1
             return slip
 
     def get(self, slip: Slip) -> bytes:
-        """Read back what `put` returned `slip` for."""
+        """Read back what `put` returned `slip` for.
+
+        Raises
+        ------
+        StoreError
+            When the scratch disk fails.
+        """
         with self._lock:
             assert self._file is not None, "a slip exists only after a put"
-            self._file.seek(slip.offset)
-            data = self._file.read(slip.length)
+            data = bytearray()
+            try:
+                self._file.seek(slip.offset)
+                while len(data) < slip.length and (part := self._file.read(slip.length - len(data))):
+                    data += part
+            except OSError as e:
+                raise StoreError(f"cannot read scratch data back: {e.strerror}") from e
         if len(data) != slip.length:
             raise StoreError(f"scratch file holds {len(data)} of {slip.length} bytes at {slip.offset}")
-        return data
+        return bytes(data)
+
+    def discard(self, slip: Slip) -> None:
+        """What `slip` stands for is not needed any more."""
+        with self._lock:
+            self._kept -= 1
+            if self._kept == 0 and self._file is not None:
+                self._file.truncate(0)
+                self._end = 0
 
     def close(self) -> None:
         """Delete the scratch file."""

@@ -41,7 +41,9 @@ LIVE_FIRST_S = 1.0  # a deferred result is not shown within this time of a live 
 MAX_SIDE_SHOWN = (
     8192  # pixels; browsers draw no larger image dependably. Larger frames are shown every nth pixel
 )
-ENOUGH_WAITING = 2  # messages kept for a slow viewer; it wants the newest, not the past
+ENOUGH_WAITING = (
+    4  # messages kept for a slow viewer: a status, a pair and a raw frame leave at once, and one more
+)
 LINGER_MS = 200  # lets the last status leave; a hung viewer holds the end of a session up no longer than this
 
 MAGIC = b"LSF1"
@@ -290,7 +292,7 @@ class Feed:
 
     @property
     def rejected(self) -> int:
-        """Frames that could not be shown: not one (Y, X) plane of uint8 or uint16."""
+        """Frames and statuses that could not be shown, as pixels or a header of the wrong kind."""
         return self._rejected
 
     def stop(self) -> None:
@@ -322,10 +324,11 @@ class Feed:
                 status = self._take_status()
                 frames = self._take_frames()
             self._notice_viewers()
-            if status is not None:
-                self._send([status_message(status)])
-            for waiting in frames:
-                self._show(waiting)
+            if self._watched:
+                if status is not None:
+                    self._publish(status)
+                for waiting in frames:
+                    self._published += self._publish(waiting)
 
     def _wait(self) -> None:
         """Sleep until something is due. Called with the lock held, as are the two below."""
@@ -394,24 +397,19 @@ class Feed:
         except zmq.Again:
             return
 
-    def _show(self, waiting: _Waiting) -> None:
-        if not self._watched:
-            return
+    def _publish(self, what: FeedStatus | _Waiting) -> bool:
         try:
-            parts = frame_message(waiting.info, waiting.raw, waiting.sr)
-        except (InputError, WireError) as e:
+            if isinstance(what, FeedStatus):
+                message = status_message(what)
+            else:
+                message = b"".join(frame_message(what.info, what.raw, what.sr))
+        except InputError as e:
             if self._rejected == 0:
-                log.warning("a frame cannot be shown: %s", e)
+                log.warning("something cannot be shown: %s", e)
             self._rejected += 1
-            return
-        self._send(parts)
-        self._published += 1
-
-    def _send(self, parts: list[bytes | memoryview]) -> None:
-        try:
-            self._socket.send(b"".join(parts), flags=zmq.NOBLOCK, copy=False)
-        except zmq.Again:  # XPUB drops for slow viewers and never says so; kept for a socket that is full
-            return
+            return False
+        self._socket.send(message, flags=zmq.NOBLOCK, copy=False)  # XPUB drops for slow viewers, never waits
+        return True
 
 
 def _age_ms(info: FrameInfo) -> float:
@@ -431,7 +429,8 @@ def frame_message(info: FrameInfo, raw: Pixels, sr: Pixels | None) -> list[bytes
     Raises
     ------
     InputError
-        When `raw` or `sr` is not one (Y, X) plane of uint8 or uint16.
+        When `raw` or `sr` is not one (Y, X) plane of uint8 or uint16, or `info` holds something else than
+        numbers and text.
     """
     raw_plane, raw_bytes = _plane(raw)
     sr_plane, sr_bytes = _plane(sr) if sr is not None else (None, memoryview(b""))
@@ -456,7 +455,13 @@ def frame_message(info: FrameInfo, raw: Pixels, sr: Pixels | None) -> list[bytes
 
 
 def status_message(status: FeedStatus) -> bytes:
-    """One status as a message."""
+    """One status as a message; long texts are shortened.
+
+    Raises
+    ------
+    InputError
+        When it holds something else than numbers and text.
+    """
     return _encode(_fit(status))
 
 
@@ -476,14 +481,24 @@ def _fit(status: FeedStatus) -> FeedStatus:
     return msgspec.structs.replace(status, alarms=alarms, server=server, latency_ms=known)
 
 
-_encoder = msgspec.msgpack.Encoder()
+def _plain(value: Any) -> Any:
+    """NumPy's numbers as Python's: indices and rates are often computed."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{value!r} is neither a number nor text")
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_plain)
 _decoder = msgspec.msgpack.Decoder(FeedFrame | FeedStatus)
 
 
 def _encode(header: FeedFrame | FeedStatus) -> bytes:
-    body = _encoder.encode(header)
+    try:
+        body = _encoder.encode(header)
+    except (TypeError, OverflowError) as e:
+        raise InputError(f"cannot be shown: {e}; give plain numbers and text") from e
     if len(body) > MAX_HEADER:
-        raise WireError(f"header of {len(body)} bytes: the limit is {MAX_HEADER}; shorten the frame's index")
+        raise InputError(f"cannot be shown: {len(body)} bytes beside the pixels, the limit is {MAX_HEADER}")
     return PREFIX.pack(MAGIC, len(body)) + body
 
 

@@ -12,7 +12,7 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -23,6 +23,7 @@ MAX_LINE_BYTES = (
     1 << 20
 )  # our lines have some hundred bytes; a longer one is damage, and is not read into memory
 
+Number = Annotated[int, msgspec.Meta(ge=0, lt=1 << 40)]  # of a frame; anything else in a line is damage
 Status = Literal["saved", "failed", "skipped", "superseded"]
 
 
@@ -82,11 +83,11 @@ class Entry(msgspec.Struct, frozen=True, tag_field="type", tag="frame", omit_def
         Why it is not in the volume.
     """
 
-    seq: int
-    index: dict[str, int]
+    seq: Number
+    index: dict[str, Number]
     status: Status
-    where: dict[str, int] | None = None
-    n: int | None = None
+    where: dict[str, Number] | None = None
+    n: Number | None = None
     deferred: bool = False
     model_sha256: str | None = None
     latency_ms: float | None = None
@@ -115,7 +116,7 @@ class JournalContents:
     header : Header or None
         Of the session that made the volume; None when that line is damaged.
     frames : dict of int to Entry
-        Latest line of each frame, by sequence number.
+        Latest line of each frame, by sequence number, in the order of these lines.
     end : End or None
         None when the last session did not end in order.
     damaged_lines : int
@@ -255,7 +256,7 @@ def _lock(fd: int, path: Path) -> None:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(fd)
-        raise StoreError(f"{path} is being written by another process: wait for it to end") from error
+        raise StoreError(f"{path} is being written already: wait until that ends") from error
     except OSError:
         return  # a network drive without locks
 
@@ -275,11 +276,6 @@ def _take(contents: JournalContents, line: Header | Entry | End, path: Path) -> 
             )
         contents.header = contents.header or line
     elif isinstance(line, Entry):
+        contents.frames.pop(line.seq, None)  # so that they stay in the order of their latest lines
         contents.frames[line.seq] = line
     contents.end = line if isinstance(line, End) else None
-
-
-def as_dict(line: Header | Entry | End) -> dict[str, Any]:
-    """A line as plain objects, without what is unset."""
-    plain: dict[str, Any] = msgspec.to_builtins(line)
-    return plain

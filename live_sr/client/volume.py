@@ -170,16 +170,16 @@ class VolumeLayout:
         names = {axis.name for axis in self.index_axes}
         for key, value in index.items():
             if key not in names and key != POSITION and value != 0:
-                raise StoreError(f"{dict(index)}: this volume has no axis {key!r}, only {self._keys()}")
+                raise StoreError(f"{shown(index)}: this volume has no axis {key!r}, only {self._keys()}")
         p = index.get(POSITION, 0)
         if POSITION not in index and n_positions > 1:
-            raise StoreError(f"{dict(index)} says no position: this volume has {n_positions}, add 'p'")
+            raise StoreError(f"{shown(index)} says no position: this volume has {n_positions}, add 'p'")
         if not 0 <= p < n_positions:
             raise StoreError(f"position {p} is not among the {n_positions} of this volume")
         where = []
         for axis in self.index_axes:
             if axis.name not in index:
-                raise StoreError(f"{dict(index)} lacks {axis.name!r}: this volume needs {self._keys()}")
+                raise StoreError(f"{shown(index)} lacks {axis.name!r}: this volume needs {self._keys()}")
             value = index[axis.name]
             if value < 0 or (axis.size is not None and value >= axis.size):
                 limit = "no end" if axis.size is None else axis.size
@@ -366,9 +366,17 @@ class VolumeReader:
 
         Writers may leave out chunks that hold only the fill value, 0: tensorstore as ome-writers uses it does.
         There an all-black frame is not "present", and ``read(index, absent_ok=True)`` returns it.
+
+        Raises
+        ------
+        StoreError
+            When the index fits no frame of this volume, or the disk cannot be asked.
         """
         array, where = self._at(index)
-        return array is not None and _stored(array[where])
+        try:
+            return array is not None and _stored(array[where])
+        except (ValueError, OSError, RuntimeError) as error:
+            raise StoreError(f"frame {shown(index)} of {self.path} cannot be found: {error}") from error
 
     def read(self, index: Mapping[str, int], *, absent_ok: bool = False) -> NDArray[Any]:
         """Read one frame, (Y, X).
@@ -387,8 +395,25 @@ class VolumeReader:
         """
         array, where = self._at(index)
         if array is None:
-            raise StoreError(f"frame {dict(index)} lies outside {self.path} as it is now")
-        return read_frame(array, where, f"frame {dict(index)} of {self.path}", absent_ok=absent_ok)
+            raise StoreError(f"frame {shown(index)} lies outside {self.path} as it is now")
+        return read_frame(array, where, f"frame {shown(index)} of {self.path}", absent_ok=absent_ok)
+
+    def chunk(self, index: Mapping[str, int]) -> tuple[object, int]:
+        """Which chunk holds the frame at `index`, and how many frames of the volume as it is now lie in it.
+
+        Raises
+        ------
+        StoreError
+            When the index lies outside the volume as it is now.
+        """
+        array, where = self._at(index)
+        if array is None:
+            raise StoreError(f"frame {shown(index)} lies outside {self.path} as it is now")
+        n = len(where)
+        steps, sizes = array.chunk_layout.read_chunk.shape[:n], array.shape[:n]
+        starts = tuple(i // step * step for i, step in zip(where, steps, strict=True))
+        frames = math.prod(min(a, b - c) for a, b, c in zip(steps, sizes, starts, strict=True))
+        return (index.get(POSITION, 0), starts), int(frames)
 
     def indices(self) -> Iterator[dict[str, int]]:
         """Index of every frame the volume has room for now, in the order of storage, position by position."""
@@ -463,6 +488,11 @@ def read_frame(array: Any, where: tuple[int, ...], what: str, *, absent_ok: bool
         return np.asarray(frame.read().result())
     except (ValueError, OSError, RuntimeError) as error:
         raise StoreError(f"{what} cannot be read: {error}") from error
+
+
+def shown(index: Mapping[str, int]) -> dict[str, int]:
+    """An index with plain text keys; useq's are of an enumeration."""
+    return {str.__str__(key): int(value) for key, value in index.items()}
 
 
 def _within(where: tuple[int, ...], array: Any) -> bool:

@@ -1,0 +1,1 @@
+"""The network, its file, and the engine that runs it."""

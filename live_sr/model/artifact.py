@@ -123,7 +123,9 @@ def load(name_or_path: str | Path) -> Artifact:
     try:
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         with torchscript():
-            module = torch.jit.load(str(path), map_location="cpu", _extra_files=extra)
+            module = torch.jit.load(  # type: ignore[no-untyped-call]
+                str(path), map_location="cpu", _extra_files=extra
+            )
     except (RuntimeError, OSError, ValueError) as e:
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise ModelError(f"{path} is not a readable TorchScript file ({reason}): copy or train it again") from e

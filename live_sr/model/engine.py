@@ -1,8 +1,8 @@
 """Runs one model on frames: the :class:`~live_sr.upscaler.Upscaler` of the server, and of files.
 
-Normalises each frame by its own mean and standard deviation, cuts large ones, computes, and returns the camera's
-grey levels. Knows no socket, file or other frame: what comes out depends on the frame, the model, the precision
-and the machine, never on what else is computed, so that a frame restored live and again from its file is the same.
+Normalises each frame by its own mean and standard deviation, cuts large ones, computes, and returns the
+camera's grey levels. Knows no socket and no file. What comes out depends on the frame, the model, the precision
+and the machine, never on what else is computed: a frame restored live and again from its file is the same.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from torch import Tensor
 
 from live_sr.errors import InputError
 from live_sr.frame import Pixels, check_pixels
-from live_sr.model import artifact, precision
+from live_sr.model import artifact
 from live_sr.model.artifact import Artifact
+from live_sr.model.precision import choose, run
 from live_sr.model.tiling import CORE, tiles
 from live_sr.upscaler import UpscalerInfo
 
@@ -94,13 +95,13 @@ class Engine:
         record = model.record
         if threads < 0 or max_pixels < 1 or tile < record.multiple:
             raise InputError(
-                f"threads={threads}, max_pixels={max_pixels}, tile={tile}: threads must be 0 or more, max_pixels "
-                f"1 or more, and tile at least the model's {record.multiple} pixels"
+                f"threads={threads}, max_pixels={max_pixels}, tile={tile}: threads must be 0 or more, "
+                f"max_pixels 1 or more, and tile at least the model's {record.multiple} pixels"
             )
         if threads:
             torch.set_num_threads(threads)
         self._device = _device(device)
-        self._network, chosen = _choose(model, self._device, precision)
+        self._network, chosen = choose(model.module, sha256=model.sha256, device=self._device, wanted=precision)
         self._scale, self._halo, self._multiple = record.scale, record.halo, record.multiple
         self._tile = tile
         self._info = UpscalerInfo(
@@ -174,7 +175,7 @@ class Engine:
         dtype = torch.uint8 if raw.dtype.itemsize == 1 else torch.uint16
         spread = max(level.spread, LEAST_SPREAD)
         x = self._upload(raw, dtype).to(torch.float32).sub_(level.mean).div_(spread)
-        y = precision.run(self._network, x[None, None])[0, 0]
+        y = run(self._network, x[None, None])[0, 0]
         y = y.mul(spread).add_(level.mean).round_()  # half to even, as numpy rounds
         return self._download(y.clamp_(0, torch.iinfo(dtype).max).to(dtype))
 
@@ -209,12 +210,6 @@ def grey_level(frame: Pixels) -> GreyLevel:
     total = int(frame.sum(dtype=np.uint64))
     squares = int(np.einsum("yx,yx->", frame, frame, dtype=np.uint64, casting="safe"))
     return GreyLevel(total / n, math.sqrt((n * squares - total**2) / n**2))
-
-
-def _choose(
-    model: Artifact, device: torch.device, wanted: str
-) -> tuple[torch.jit.ScriptModule, precision.Precision]:
-    return precision.choose(model.module, sha256=model.sha256, device=device, wanted=wanted)
 
 
 def _device(name: str) -> torch.device:

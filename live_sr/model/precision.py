@@ -1,4 +1,4 @@
-"""Chooses the arithmetic of the network's trunk: the fastest that agrees with float32, and the same at every load.
+"""Chooses the arithmetic of the network's trunk: the fastest that agrees with float32, the same at every load.
 
 The choice is remembered per model, processor, torch and thread count, because two loads that chose differently
 would restore the same frame to slightly different pixels. Knows no frame of the user's and no tile.
@@ -31,18 +31,19 @@ Precision = Literal["float32", "bfloat16", "float16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 MAX_RMS = 0.02
-"""Root mean square difference from float32, in standard deviations of the test frame's noise: added to the noise
-it raises its variance by 0.04 %, which no measurement on one frame can tell."""
+"""Root mean square difference from float32, in standard deviations of the test frame's noise: added to it, the
+noise's variance rises by 0.04 %, which no measurement on one frame can tell."""
 
 MAX_DIFFERENCE = 0.25
 """Largest difference of a single pixel, same unit: a quarter of what the noise does to every pixel."""
 
 MAX_TIME = 0.8
-"""A reduced precision must save a fifth of float32's time to be worth its rounding. Processors with matrix units
-for it need a third of the time, those without need more than float32: neither is near this limit."""
+"""A reduced precision must save a fifth of float32's time to be worth its rounding. Processors with matrix
+units for it need a third of the time, those without need as much or more: neither is near this limit."""
 
-ROUNDS = 5  # fastest of five, candidates in turn: other programs only ever add time, to all of them alike
-TIMED_EDGE = {"cpu": 128, "cuda": 1024}  # raw pixels: 20 ms on two cores; enough to fill a GPU
+ROUNDS = 3  # the fastest counts, candidates in turn: other programs only ever add time, to all of them alike
+CHECKED_EDGE = 96  # raw pixels: more than twice a network's reach, and a second of loading on two cores
+TIMED_EDGE = {"cpu": CHECKED_EDGE, "cuda": 1024}  # a GPU must be filled before precisions differ
 NOISE = 0.4  # of the test frame's own standard deviation: a low-dose frame in which one can just work
 RULE = 1  # raise when the candidates or limits change: what an older rule chose is then forgotten
 
@@ -84,12 +85,12 @@ def choose(
     if wanted == "auto":
         candidates = _candidates(device)
     elif wanted in PRECISIONS:
-        candidates = (cast("Precision", wanted),)
+        candidates = (wanted,)
     else:
         raise InputError(f"precision must be auto or one of {', '.join(PRECISIONS)}, not {wanted!r}")
     with torch.inference_mode():
-        frame = test_frame(96)
-        expected = module(frame)
+        frame = low_dose_frame(CHECKED_EDGE)
+        expected = run(module, frame)
     if not bool(expected.isfinite().all()):
         raise ModelError("the model gives values that are not finite in float32: its weights are damaged")
 
@@ -108,7 +109,7 @@ def choose(
             ready[precision] = network
     if "float32" not in ready:
         raise ModelError(
-            f"the model's float32 output on {device} differs from the CPU's: check the driver, or use device cpu"
+            f"the model's float32 output on {device} differs from the CPU's: check its driver, or use the CPU"
         )
     precision = _fastest(ready, device)
     _remember(_key(sha256, device), precision)
@@ -122,11 +123,13 @@ def prepare(
 
     ``torch.jit.optimize_for_inference`` is left out: once the channels are last it gained nothing.
     """
-    network = copy.deepcopy(module)
-    network.body.to(getattr(torch, precision))
-    network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # in the docs
+    with torch.no_grad():
+        network = copy.deepcopy(module)
+        network.body.to(getattr(torch, precision))
+        network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # in the docs
     with torchscript():
-        return torch.jit.freeze(network.eval())
+        frozen: torch.jit.ScriptModule = torch.jit.freeze(network.eval())
+    return frozen
 
 
 def run(network: torch.jit.ScriptModule, x: Tensor) -> Tensor:
@@ -135,7 +138,7 @@ def run(network: torch.jit.ScriptModule, x: Tensor) -> Tensor:
     The executor's own optimiser is off: it would specialise on the shapes of the first calls, and so round the
     first frames of a run differently from later ones.
     """
-    with torchscript(), torch.jit.optimized_execution(False):
+    with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
         return cast("Tensor", network(x))
 
 
@@ -152,7 +155,7 @@ def difference(
 
 
 @functools.cache
-def test_frame(edge: int) -> Tensor:
+def low_dose_frame(edge: int) -> Tensor:
     """Low-dose frame that is always the same: membranes, discs and noise, (1, 1, edge, edge) float32.
 
     Normalised: mean 0, standard deviation 1, of which :data:`NOISE` is noise.
@@ -180,7 +183,7 @@ def _fastest(ready: dict[Precision, torch.jit.ScriptModule], device: torch.devic
     """The first candidate that is clearly faster than float32, or float32."""
     if len(ready) == 1:
         return "float32"
-    frame = test_frame(TIMED_EDGE.get(device.type, 128)).to(device)
+    frame = low_dose_frame(TIMED_EDGE[device.type]).to(device)
     seconds = dict.fromkeys(ready, math.inf)
     with torch.inference_mode():
         for network in ready.values():
@@ -214,7 +217,7 @@ class _Choice(msgspec.Struct, frozen=True):
 def _key(sha256: str, device: torch.device) -> list[str]:
     """All that may change which precision is the fastest."""
     unit = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    return [f"rule {RULE}", sha256, torch.__version__, unit, f"{torch.get_num_threads()} threads"]
+    return [f"rule {RULE}", sha256, str(torch.__version__), unit, f"{torch.get_num_threads()} threads"]
 
 
 @functools.cache

@@ -52,7 +52,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, Y, X) to the same shape."""
-        return x + self.second(F.relu(self.first(x)))
+        added: Tensor = self.second(F.relu(self.first(x)))
+        return x + added
 
 
 class Body(nn.Module):
@@ -86,7 +87,8 @@ class Body(nn.Module):
         for up, decode in zip(self.up, self.decode):  # noqa: B905
             x = F.interpolate(up(x), scale_factor=2.0, mode="nearest") + skips.pop()
             x = decode(x)
-        return self.shuffle(self.head(x))  # (B, s*s, Y, X) -> (B, 1, sY, sX)
+        out: Tensor = self.shuffle(self.head(x))  # (B, s*s, Y, X) -> (B, 1, sY, sX)
+        return out
 
 
 class SuperResolver(nn.Module):
@@ -120,7 +122,7 @@ class SuperResolver(nn.Module):
         y, x_ = x.shape[-2], x.shape[-1]
         below, right = -y % self.multiple, -x_ % self.multiple
         padded = F.pad(x, [0, right, 0, below], mode="replicate")
-        added = self.body(padded.to(self.body.stem.weight.dtype)).float()
+        added: Tensor = self.body(padded.to(self.body.stem.weight.dtype)).float()
         return added[..., : self.scale * y, : self.scale * x_]
 
     def enlarge(self, x: Tensor) -> Tensor:
@@ -146,7 +148,7 @@ def measure_halo(settings: NetworkSettings) -> int:
     with torch.no_grad():
         for weight in network.parameters():
             weight.fill_(1 / weight[0].numel())
-    block, scale = network.multiple, network.scale
+    block, scale = int(network.multiple), int(network.scale)
     margin = 4 * block
     while True:
         edge = margin + block + margin
@@ -174,7 +176,7 @@ def count_kmac(settings: NetworkSettings) -> float:
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(count)
-    edge = 8 * network.multiple
+    edge, scale = 8 * int(network.multiple), settings.scale
     with torch.inference_mode():
         network(torch.zeros(1, 1, edge, edge))
-    return total / (network.scale * edge) ** 2 / 1e3
+    return total / (scale * edge) ** 2 / 1e3

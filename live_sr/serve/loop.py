@@ -114,7 +114,7 @@ class _Session:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Answer:
-    message: Result | Refusal
+    message: Welcome | Result | Refusal
     pixels: Pixels | None
     job: Job | None  # whose hold ends when this has been sent
 
@@ -423,16 +423,13 @@ class Server:
 
     def _welcome(self, session: _Session) -> None:
         warm = self._state == "ready"
-        welcome = Welcome(server=self.name, version=__version__, model=self.model, warm=warm, credits=CREDITS)
-        self._say(session.peer, welcome)
+        self._answer(session, Welcome(self.name, __version__, self.model, warm=warm, credits=CREDITS))
 
     def _on_frame(self, peer: bytes, frame: FrameMessage, pixels: Pixels) -> None:
         session = self._by_peer.get(peer)
         if session is None or session.name != frame.session:
             self._refuse(peer, frame.session, "not_ready", _HELLO_FIRST, frame.seq)
             return
-        if self._state == "stopping":
-            return  # unanswered: the client offers it to the server that comes next
         no = self._why_not(frame) or self._offer(Job(session.client, frame.seq, pixels, time.monotonic_ns()))
         if no is not None:
             self._answer(session, self._refusal(session.name, *no, seq=frame.seq))
@@ -445,7 +442,7 @@ class Server:
             return "busy", f"{self.mailbox.bytes / 1e6:.0f} MB of frames wait here: offer it again later"
         if put == "already_held":
             self.stats.resent += 1
-        return None
+        return None  # when the mailbox has closed, too: the frame is then offered to the next server
 
     def _why_not(self, frame: FrameMessage) -> tuple[RefusalCode, str] | None:
         y, x = frame.shape
@@ -488,7 +485,7 @@ class Server:
                 self._on_computed(computed)
             elif self._state == "warming":
                 self._set("ready")
-                for session in self._sessions.values():
+                for session in list(self._sessions.values()):
                     self._welcome(session)
 
     def _on_computed(self, computed: _Computed) -> None:
@@ -520,7 +517,11 @@ class Server:
         self._answer(session, result, outcome, job)
 
     def _answer(
-        self, session: _Session, message: Result | Refusal, pixels: Pixels | None = None, job: Job | None = None
+        self,
+        session: _Session,
+        message: Welcome | Result | Refusal,
+        pixels: Pixels | None = None,
+        job: Job | None = None,
     ) -> None:
         """Send what a client must not miss; it waits its turn when the client is slow to read."""
         if not session.unsent:
@@ -555,8 +556,13 @@ class Server:
     def _say(
         self, peer: bytes, message: Welcome | Heartbeat | Result | Refusal, pixels: Pixels | None = None
     ) -> Literal["sent", "full", "gone"]:
+        parts = [peer, *codec.encode(message, pixels)]
         try:
-            self._router.send_multipart([peer, *codec.encode(message, pixels)], flags=zmq.NOBLOCK, copy=False)
+            try:
+                self._router.send_multipart(parts, flags=zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                _ = self._router.events  # makes ZeroMQ look whether the peer has taken something meanwhile
+                self._router.send_multipart(parts, flags=zmq.NOBLOCK, copy=False)
         except zmq.Again:
             return "full"
         except zmq.ZMQError as e:

@@ -1,7 +1,7 @@
 """What lies under the beam: endless procedural neuropil, or any image the user names.
 
-Everything is a pure function of position and seed, in micrometres, so that any window at any pixel size shows the same
-tissue. Knows no microscope: no noise, no dose, no drift, no pymmcore-plus (see `live_sr.sim.scope`).
+Everything is a pure function of position and seed, in micrometres, so that any window at any pixel size shows
+the same tissue. Knows no microscope: no noise, no dose, no drift, no pymmcore-plus (see `live_sr.sim.scope`).
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ class Specimen(Protocol):
 class Neuropil:
     """Packed, stained neurites as a backscatter detector shows them, without end in y, x and z.
 
-    Neurites are the cells of a power diagram of hashed sites in three sizes, seen through a smooth domain warp;
-    membranes, mitochondria, vesicles, microtubules, myelin and synaptic densities are drawn from the distance to the
-    cell boundary. Features narrower than a pixel fade instead of aliasing.
+    Neurites are the cells of a power diagram of hashed sites in three sizes, seen through a smooth domain
+    warp; membranes, mitochondria, vesicles, microtubules, myelin and synaptic densities are drawn from the
+    distance to the cell boundary. Features narrower than a pixel fade instead of aliasing.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ class Neuropil:
     _: KW_ONLY
     cell_um: float = 0.26
     elongation: float = 1.6
-    thick: float = 0.5
+    thick: float = 0.6
     membrane_nm: float = 9.0
     contrast: float = 1.0
     brightness: float = 0.68
@@ -126,19 +126,196 @@ class Neuropil:
         detector: int = 0,
     ) -> Float:
         """Return the noise-free image of one window; see `Specimen.render`."""
-        margin = math.ceil(MARGIN_NM / (1e3 * pixel_size_um)) + 1
-        window = _Window((shape[0] + 2 * margin, shape[1] + 2 * margin), pixel_size_um, center_um, z_um)
-        section = _cut(self, window)
-        image = _paint(self, window, section, detector)
-        return np.ascontiguousarray(image[margin:-margin, margin:-margin])
+        pixel_um = float(pixel_size_um)
+        image = np.empty(shape, np.float32)
+        for top in range(0, shape[0], TILE):
+            for left in range(0, shape[1], TILE):
+                tile = image[top : top + TILE, left : left + TILE]
+                y = center_um[0] + (top + (tile.shape[0] - shape[0]) / 2) * pixel_um
+                x = center_um[1] + (left + (tile.shape[1] - shape[1]) / 2) * pixel_um
+                tile[:] = _render(
+                    self, _Window((tile.shape[0], tile.shape[1]), pixel_um, (y, x), z_um), detector
+                )
+        return image
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Hashing and noise: everything endless comes from here.
+class ImageSpecimen:
+    """Any image or stack, made endless by mirror tiling; (0, 0) is its centre and z = 0 its first plane.
+
+    Sections between two planes are interpolated. The second detector shows the same structure at half the
+    contrast with a relief along x.
+
+    Parameters
+    ----------
+    planes : (Y, X) or (Z, Y, X), integers or floats
+        Integers are scaled by the full range of their type, floats by their own minimum and maximum.
+    pixel_size_um
+        Pixel size, micrometres.
+    z_step_um
+        Distance between planes, micrometres; as the pixel size where not given.
+
+    Raises
+    ------
+    InputError
+        When the array is no stack of grey images, is empty, or is not finite.
+    """
+
+    def __init__(
+        self,
+        planes: NDArray[Any],
+        *,
+        pixel_size_um: float = DEFAULT_PIXEL_SIZE_UM,
+        z_step_um: float | None = None,
+    ) -> None:
+        stack = planes[None] if planes.ndim == 2 else planes
+        if stack.ndim != 3 or not stack.size or stack.dtype.kind not in "buif":
+            what = f"{planes.dtype} of shape {planes.shape}"
+            raise InputError(f"a specimen is one grey image (Y, X) or a stack (Z, Y, X), not {what}")
+        if stack.dtype.kind == "f":
+            self._black, white = float(stack.min()), float(stack.max())
+            if not math.isfinite(self._black) or not math.isfinite(white):
+                raise InputError(
+                    "the specimen's image has pixels that are not finite: replace NaN and infinity first"
+                )
+        elif stack.dtype.kind == "b":
+            self._black, white = 0.0, 1.0
+        else:
+            self._black, white = float(np.iinfo(stack.dtype).min), float(np.iinfo(stack.dtype).max)
+        self._gain = 1 / (white - self._black) if white > self._black else 0.0
+        self._stack = stack
+        self.pixel_size_um = pixel_size_um
+        self.z_step_um = z_step_um or pixel_size_um
+
+    @classmethod
+    def from_file(cls, path: str | Path, *, pixel_size_um: float | None = None) -> ImageSpecimen:
+        """Read a TIFF, OME-TIFF, PNG or any other grey image Pillow knows.
+
+        Parameters
+        ----------
+        path
+            The file. Of several channels or time points, the first is shown.
+        pixel_size_um
+            Pixel size, micrometres. Where not given it comes from the file's OME metadata, and where those do
+            not say it is `DEFAULT_PIXEL_SIZE_UM`.
+
+        Raises
+        ------
+        InputError
+            When the file is missing, cannot be read, or holds a colour image.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise InputError(f"no file {path}")
+        tiff = path.suffix.lower() in (".tif", ".tiff")
+        planes, found_um, z_step_um = _read_tiff(path) if tiff else (_read_picture(path), None, None)
+        return cls(
+            planes, pixel_size_um=pixel_size_um or found_um or DEFAULT_PIXEL_SIZE_UM, z_step_um=z_step_um
+        )
+
+    def render(
+        self,
+        shape: tuple[int, int],
+        *,
+        pixel_size_um: float,
+        center_um: tuple[float, float] = (0.0, 0.0),
+        z_um: float = 0.0,
+        detector: int = 0,
+    ) -> Float:
+        """Return one window of the image; see `Specimen.render`."""
+        depth, *size = self._stack.shape
+        y, wy = _overlap(
+            shape[0], pixel_size_um / self.pixel_size_um, center_um[0] / self.pixel_size_um, size[0]
+        )
+        x, wx = _overlap(
+            shape[1], pixel_size_um / self.pixel_size_um, center_um[1] / self.pixel_size_um, size[1]
+        )
+        below = math.floor(z_um / self.z_step_um)
+        part = z_um / self.z_step_um - below
+        image = np.zeros(shape, np.float32)
+        for plane, share in ((below, 1 - part), (below + 1, part)):
+            if share > 0:
+                source = self._stack[_mirror(np.array([plane]), depth)[0]][np.ix_(y, x)]
+                grey = (source.astype(np.float32) - self._black) * self._gain
+                image += share * (wy @ grey @ wx.T)
+        if detector == 1:
+            relief = np.gradient(image, axis=1) if shape[1] > 1 else np.zeros_like(image)
+            image = np.asarray(0.25 + 0.5 * (image + relief), np.float32)
+        return np.asarray(np.clip(image, 0, 1), np.float32)
+
+
+def _read_tiff(path: Path) -> tuple[NDArray[Any], float | None, float | None]:
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as file:
+            series = file.series[0]
+            axes, planes, ome = series.axes, series.asarray(), file.ome_metadata
+    except (tifffile.TiffFileError, OSError, ValueError, IndexError) as error:
+        raise InputError(f"{path} cannot be read as TIFF: {error}") from error
+    if "S" in axes:
+        raise InputError(f"{path} is a colour image (axes {axes}): save it as one grey channel")
+    while planes.ndim > 3 or (planes.ndim == 3 and axes[0] in "TC"):
+        first = next((k for k, axis in enumerate(axes[:-2]) if axis in "TC"), 0)
+        planes, axes = planes.take(0, first), axes[:first] + axes[first + 1 :]
+    pixels = _ome_pixels(ome) if ome else {}
+    return planes, _length_um(pixels, "X"), _length_um(pixels, "Z")
+
+
+def _read_picture(path: Path) -> NDArray[Any]:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            mode, pixels = picture.mode, np.asarray(picture)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as an image: {error}") from error
+    if pixels.ndim != 2 or mode == "P":
+        raise InputError(f"{path} is a colour image (mode {mode}): save it as one grey channel")
+    # Pillow hands 16-bit PNG out as 32-bit integers, whose full range would leave it black
+    return pixels.astype(np.uint16) if mode.startswith("I") and pixels.max(initial=0) < 2**16 else pixels
+
+
+def _ome_pixels(ome: str) -> dict[str, Any]:
+    import tifffile
+
+    image = tifffile.xml2dict(ome).get("OME", {}).get("Image", {})
+    first = image[0] if isinstance(image, list) else image
+    return dict(first.get("Pixels", {}))
+
+
+def _length_um(pixels: dict[str, Any], axis: str) -> float | None:
+    units = {"m": 1e6, "mm": 1e3, "µm": 1.0, "nm": 1e-3, "Å": 1e-4, "pm": 1e-6}
+    size = pixels.get(f"PhysicalSize{axis}")
+    unit = units.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
+    return float(size) * unit if size and unit else None
+
+
+def _mirror(index: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    index = index % (2 * size)
+    return np.where(index < size, index, 2 * size - 1 - index)
+
+
+def _overlap(n: int, step: float, center: float, size: int) -> tuple[NDArray[np.int64], Float]:
+    """Return the source pixels under n pixels `step` wide, and how much of each lies in each (n, sources).
+
+    Pixels narrower than a source pixel are taken one source pixel wide, which is linear interpolation.
+    """
+    middle = center + size / 2 + (np.arange(n) - (n - 1) / 2) * step
+    width = max(step, 1.0)
+    low, high = middle - width / 2, middle + width / 2
+    source = np.arange(math.floor(low[0]), math.ceil(high[-1]), dtype=np.int64)
+    cover = np.minimum(high[:, None], source + 1) - np.maximum(low[:, None], source)
+    return _mirror(source, size), (np.clip(cover, 0, None) / width).astype(np.float32)
+
+
+# ----------------------------------------------------------------------------------------------------
+# The window, hashing and noise: everything endless comes from here.
+
+TILE = 1024  # pixels; larger windows are drawn in pieces of this, about 0.3 GB of scratch memory each
 
 MARGIN_NM = 90.0  # the largest thing drawn from its centre (a multivesicular body) reaches this far
-DEPTH_NM = 60.0  # distances to a membrane are exact up to here; the thickest myelin ends before
-NOISE_STD = 0.1915  # of uniform [-1, 1] lattice values under a cubic B-spline in three dimensions, averaged over phase
+DEPTH_NM = 60.0  # distances to a membrane are known up to here; the thickest myelin ends before
+NOISE_STD = 0.1915  # of uniform [-1, 1] lattice values under a cubic B-spline in three dimensions
 
 
 class _Window(NamedTuple):
@@ -149,11 +326,19 @@ class _Window(NamedTuple):
 
     def axis_um(self, axis: int) -> NDArray[np.float64]:
         n = self.shape[axis]
-        return self.center_um[axis] + (np.arange(n) - (n - 1) / 2) * self.pixel_um
+        return np.asarray(self.center_um[axis] + (np.arange(n) - (n - 1) / 2) * self.pixel_um, np.float64)
 
     @property
     def pixel_nm(self) -> float:
         return 1e3 * self.pixel_um
+
+
+def _render(tissue: Neuropil, window: _Window, detector: int) -> Float:
+    margin = math.ceil(MARGIN_NM / window.pixel_nm) + 1
+    rows, cols = window.shape
+    wide = window._replace(shape=(rows + 2 * margin, cols + 2 * margin))
+    image = _paint(tissue, wide, _cut(tissue, wide), detector)
+    return image[margin : margin + rows, margin : margin + cols]
 
 
 def _mix(h: NDArray[np.uint32]) -> NDArray[np.uint32]:
@@ -180,13 +365,14 @@ def _unit(h: NDArray[np.uint32], salt: int = 0) -> Float:
     """Turn hashes into uniform numbers in [0, 1); `salt` draws several from one hash."""
     if salt:
         h = _mix(h ^ np.uint32((salt * 0x9E3779B1) & 0xFFFFFFFF))
-    return (h >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)
+    return (h >> np.uint32(8)).astype(np.float32) * 2**-24
 
 
 def _spline(t: NDArray[np.float64]) -> NDArray[np.float64]:
     """Cubic B-spline."""
     a = np.abs(t)
-    return np.where(a < 1, 2 / 3 - a**2 + a**3 / 2, np.clip(2 - a, 0, None) ** 3 / 6)
+    value = np.where(a < 1, 2 / 3 - a**2 + a**3 / 2, np.clip(2 - a, 0, None) ** 3 / 6)
+    return np.asarray(value, np.float64)
 
 
 def _taps(at: NDArray[np.float64], width: float) -> tuple[NDArray[np.int64], Float]:
@@ -199,41 +385,41 @@ def _taps(at: NDArray[np.float64], width: float) -> tuple[NDArray[np.int64], Flo
     rows = np.arange(len(at))
     for k in range(4 + math.ceil(width)):  # the spline is four nodes wide: a band, not the whole matrix
         offset = at - (first + k)
-        weights[rows, first - first[0] + k] = sum(_spline(offset + s) for s in shifts) / parts
+        weights[rows, first - first[0] + k] = np.mean([_spline(offset + s) for s in shifts], 0)
     return nodes, weights
 
 
 def _noise(seed: int, salt: int, window: _Window, lattice_um: float) -> Float:
-    """Smooth noise over the window, mean 0 and standard deviation 1, correlated over about one lattice step."""
+    """Return smooth noise (Y, X), mean 0 and standard deviation 1, correlated over about one lattice step."""
     step = window.pixel_um / lattice_um
     y, wy = _taps(window.axis_um(0) / lattice_um, step)
     x, wx = _taps(window.axis_um(1) / lattice_um, step)
     z, wz = _taps(np.array([window.z_um / lattice_um]), 0.0)
     values = _unit(_hash(seed, salt, z[:, None, None], y[None, :, None], x[None, None, :])) * 2 - 1
-    plane = np.tensordot(wz[0], values, 1) / np.float32(NOISE_STD)
-    return np.asarray(wy @ plane @ wx.T, np.float32)
+    return np.asarray(wy @ np.tensordot(wz[0], values, 1) @ wx.T / NOISE_STD, np.float32)
 
 
 def _smooth(x: Float, low: float, high: float) -> Float:
-    t = np.clip((x - np.float32(low)) * np.float32(1 / (high - low)), 0, 1)
+    t = np.clip((x - low) / (high - low), 0, 1)
     return np.asarray(t * t * (3 - 2 * t), np.float32)
 
 
 def _line(distance: Float, width: float, blur: Float | float) -> Float:
-    """Return how much of a pixel `blur` wide a line `width` wide covers, its middle `distance` away (all nm)."""
-    cover = (np.float32(width / 2) + blur * np.float32(0.5) - np.abs(distance)) / blur
-    return np.asarray(np.clip(cover, 0, np.minimum(1, np.float32(width) / blur)), np.float32)
+    """Return the share of a pixel `blur` wide that a line `width` wide covers, `distance` away (all nm)."""
+    cover = (0.5 * (width + blur) - np.abs(distance)) / blur
+    return np.asarray(np.clip(cover, 0, np.minimum(1, width / blur)), np.float32)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # The section: which neurite each pixel lies in, and how far its membrane is.
 
 SPACING = (1.0, 2.0, 4.5)  # of the thin, middle and thick sites, in units of cell_um
 RADIUS = ((0.1, 0.75), (0.75, 1.3), (1.4, 2.9))  # of their spheres, same unit
-ROUNDING = np.float32(0.24)  # cells; nearer than this to a third neurite the boundary gives way: round corners
+ROUNDING = 0.2  # cells; nearer than this to a third neurite the boundary gives way: round corners
+REACH = 2.0  # cells; beyond its radius by more than this a site neither owns nor bounds a pixel
 LAST_FACET = 1.1  # cells; a thin neurite is not bounded by planes further from its site
-OUT_OF_RACE = np.float32(1e3)  # further than any distance that matters
-BLOCK_NM = 96.0  # small enough that few sites compete in a block, large enough to feed the matrix product
+OUT_OF_RACE = 1e3  # further than any distance that matters
+BLOCK_NM = 160.0  # small enough that few sites compete in a block, large enough to feed the matrix product
 
 
 class _Sites(NamedTuple):
@@ -247,52 +433,53 @@ class _Sites(NamedTuple):
 
 class _Section(NamedTuple):
     sites: _Sites
-    metric: Float  # (3, 3) world to warped space, per cell_um
-    origin: NDArray[np.int64]  # (3,) whole-number warped coordinates of the section's origin
-    u: Float  # (3, Y, X) warped coordinates, z y x, relative to the origin
+    origin: NDArray[np.int64]  # (3,) warped coordinates, whole cells
+    u: Float  # (3, Y, X) warped coordinates z, y, x less the origin, in cells
     near: Index  # (Y, X) site each pixel belongs to
-    far: Index  # (Y, X) the closest site of another neurite
-    depth: Float  # (Y, X) distance to the boundary between the two, nm, at most DEPTH_NM; below 0 between neurites
+    far: Index  # (Y, X) site on the other side of the closest boundary
+    depth: Float  # (Y, X) distance to that boundary, nm, at most DEPTH_NM; below 0 in the gaps at corners
     tilt: Float  # (Y, X) 1 where the boundary stands upright on the section, 0 where it lies in it
-    block: int  # edge of a block of pixels
-    low: Float  # (by, bx, 3) bounds of u in each block
+    block: int  # edge of a block, pixels
+    low: Float  # (rows, columns, 3) bounds of u in each block
     high: Float
 
 
 def _cut(tissue: Neuropil, window: _Window) -> _Section:
-    metric, u, origin = _warp(tissue, window)
-    pixel = window.pixel_um / tissue.cell_um
-    # du/dz, du/dy, du/dx; z is not sampled, so that there the warp is left out
-    slopes = (np.broadcast_to(metric[:, 0, None, None], u.shape), *np.gradient(u, pixel, axis=(1, 2)))
-    gram = np.stack([sum(d[a] * d[b] for d in slopes) for a, b in ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))])
-    block = min(max(round(BLOCK_NM / window.pixel_nm), 12), 32)
-    tiles = _tiles(u, block)
-    rows, cols = tiles.shape[1], tiles.shape[3]
-    low, high = (np.moveaxis(f(tiles, axis=(2, 4)), 0, -1) for f in (np.min, np.max))
-    sites = _sow(tissue, low.min((0, 1)), high.max((0, 1)), origin)
+    stretch, u, origin = _warp(tissue, window)
+    # du/dz, du/dy, du/dx per cell; z is not sampled, so that there the warp is left out
+    along_z = np.broadcast_to(stretch[:, 0, None, None], u.shape)
+    slopes = (along_z, *np.gradient(u, window.pixel_um / tissue.cell_um, axis=(1, 2)))
+    pairs = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
+    gram = np.stack([sum(d[a] * d[b] for d in slopes) for a, b in pairs])  # (6, Y, X)
+    zy, zx, yx = np.abs(gram[3:])
+    steep = np.maximum(
+        np.maximum(gram[0] + zy + zx, gram[1] + zy + yx), gram[2] + zx + yx
+    )  # Gershgorin's bound
 
+    block = min(max(round(BLOCK_NM / window.pixel_nm), 14), 40)
+    tiles = _tiles(u, block)
+    low, high = (np.moveaxis(f(tiles, axis=(2, 4)), 0, -1) for f in (np.min, np.max))
+    reach = np.sqrt(_tiles(steep[None], block).max((0, 2, 4))) * (DEPTH_NM / (1e3 * tissue.cell_um))
+    sites = _sow(tissue, low.min((0, 1)), high.max((0, 1)), origin)
     near = np.zeros(window.shape, np.int32)
     far = np.zeros(window.shape, np.int32)
     gap = np.zeros(window.shape, np.float32)
-    a, b, c = np.abs(gram[3:])
-    steep = np.maximum(np.maximum(gram[0] + a + b, gram[1] + a + c), gram[2] + b + c)  # Gershgorin: above |du/dx|^2
-    steep = np.sqrt(_tiles(steep[None], block).max((2, 4))[0])  # (rows, cols)
-    reach = np.float32(DEPTH_NM / (1e3 * tissue.cell_um)) * steep
-    for i in range(rows):
-        strip = slice(i * block, (i + 1) * block)
+    for i in range(tiles.shape[1]):
         some = _around(sites, low[i].min(0), high[i].max(0))
-        for j in range(cols):
-            box = strip, slice(j * block, (j + 1) * block)
+        edges, side = sites.at[some, 2], REACH + sites.radius[some].max()
+        for j in range(tiles.shape[3]):
+            box = slice(i * block, (i + 1) * block), slice(j * block, (j + 1) * block)
             inside = (slice(None), *box)
+            a, b = np.searchsorted(edges, (low[i, j, 2] - side, high[i, j, 2] + side))
             near[box], far[box], gap[box] = _divide(
-                sites, some, u[inside], gram[inside], low[i, j], high[i, j], reach[i, j]
+                sites, some[a:b], u[inside], gram[inside], low[i, j], high[i, j], reach[i, j]
             )
 
     apart = [sites.at[:, k][near] - sites.at[:, k][far] for k in range(3)]
     rise, *flat = (sum(apart[k] * slope[k] for k in range(3)) ** 2 for slope in slopes)
-    tilt = np.sqrt((flat[0] + flat[1]) / (rise + flat[0] + flat[1] + np.float32(1e-6)))
-    depth = np.minimum(gap * np.float32(1e3 * tissue.cell_um), np.float32(DEPTH_NM))
-    return _Section(sites, metric, origin, u, near, far, depth, tilt, block, low, high)
+    tilt = np.sqrt(sum(flat) / (rise + sum(flat) + 1e-6))
+    depth = np.minimum(gap * (1e3 * tissue.cell_um), DEPTH_NM)
+    return _Section(sites, origin, u, near, far, depth, tilt, block, low, high)
 
 
 def _tiles(field: Float, block: int) -> Float:
@@ -308,35 +495,30 @@ def _warp(tissue: Neuropil, window: _Window) -> tuple[Float, Float, NDArray[np.i
     up, turn = 2 * a - 1, 2 * math.pi * b
     flat = math.sqrt(1 - up * up)
     axis = np.array([up, flat * math.cos(turn), flat * math.sin(turn)])
-    metric = np.eye(3) - (1 - 1 / tissue.elongation) * np.outer(axis, axis)
-    metric *= tissue.elongation ** (1 / 3)  # volume stays
+    stretch = np.eye(3) - (1 - 1 / tissue.elongation) * np.outer(axis, axis)
+    stretch *= tissue.elongation ** (1 / 3)  # volume stays
 
     middle = np.array([window.z_um, *window.center_um]) / tissue.cell_um
-    origin = np.floor(metric @ middle).astype(np.int64)
+    origin = np.floor(stretch @ middle).astype(np.int64)
     z = window.z_um / tissue.cell_um
     y = window.axis_um(0)[:, None] / tissue.cell_um
     x = window.axis_um(1)[None, :] / tissue.cell_um
     u = np.empty((3, *window.shape), np.float32)
     for k in range(3):
-        u[k] = metric[k, 0] * z + metric[k, 1] * y + metric[k, 2] * x - origin[k]
-        u[k] += np.float32(0.6) * _noise(tissue.seed, 10 + k, window, 3.1 * tissue.cell_um)
-        u[k] += np.float32(0.22) * _noise(tissue.seed, 20 + k, window, 0.9 * tissue.cell_um)
-        u[k] += np.float32(0.045) * _noise(tissue.seed, 30 + k, window, 0.31 * tissue.cell_um)
-    return metric.astype(np.float32), u, origin
+        u[k] = stretch[k, 0] * z + stretch[k, 1] * y + stretch[k, 2] * x - origin[k]
+        for salt, share, lattice in ((10, 0.6, 3.1), (20, 0.22, 0.9), (30, 0.045, 0.31)):  # in cells
+            u[k] += share * _noise(tissue.seed, salt + k, window, lattice * tissue.cell_um)
+    return stretch.astype(np.float32), u, origin
 
 
 def _sow(tissue: Neuropil, low: Float, high: Float, origin: NDArray[np.int64]) -> _Sites:
     """Return every site that can matter between `low` and `high`."""
     found: list[_Sites] = []
     for level, spacing in enumerate(SPACING):
-        reach = 2.0 + RADIUS[level][1]
-        axes = [
-            np.arange(
-                math.floor((low[k] + origin[k] - reach) / spacing),
-                math.floor((high[k] + origin[k] + reach) / spacing) + 1,
-            )
-            for k in range(3)
-        ]
+        reach = REACH + RADIUS[level][1]
+        first = np.floor((low + origin - reach) / spacing).astype(int)
+        last = np.floor((high + origin + reach) / spacing).astype(int)
+        axes = [np.arange(a, b + 1) for a, b in zip(first, last, strict=True)]
         cells = np.stack([c.ravel() for c in np.meshgrid(*axes, indexing="ij")], 1)
         at, radius, own, real = _site(tissue, level, cells, origin)
         real &= ((at > low - reach) & (at < high + reach)).all(1)
@@ -360,251 +542,234 @@ def _site(
     jitter = np.stack([_unit(h, k) for k in (1, 2, 3)], 1)
     at = ((cells + 0.5 + 0.9 * (jitter - 0.5)) * SPACING[level] - origin).astype(np.float32)
     small, large = RADIUS[level]
-    radius = np.float32(small) + np.float32(large - small) * _unit(h, 4) ** 2
+    radius = small + (large - small) * _unit(h, 4) ** 2
     chance = (1.0, 0.6 * tissue.thick, 0.9 * tissue.thick)[level]
     return at, np.asarray(radius, np.float32), h, _unit(h, 5) < chance
 
 
 def _around(sites: _Sites, low: Float, high: Float) -> Index:
-    reach = 2.0 + np.maximum(sites.radius, RADIUS[0][1])[:, None]
-    return np.flatnonzero(((sites.at > low - reach) & (sites.at < high + reach)).all(1)).astype(np.int32)
+    """Return the sites that can matter between `low` and `high`, ordered by x."""
+    reach = REACH + np.maximum(sites.radius, RADIUS[0][1])[:, None]
+    some = np.flatnonzero(((sites.at > low - reach) & (sites.at < high + reach)).all(1))
+    return np.asarray(some[np.argsort(sites.at[some, 2])], np.int32)
 
 
 def _divide(
     sites: _Sites, some: Index, u: Float, gram: Float, low: Float, high: Float, reach: np.float32
 ) -> tuple[Index, Index, Float]:
-    """Return, over one block, the nearest site, its closest neighbour, and the distance to between the two, in cells.
+    """Return, over one block, each pixel's site, its closest neighbour, and the distance to their boundary.
 
-    The plane between sites a and b is |p_b - p_a| / 2|b - a| away in warped space. A site whose plane with the leader
-    at the block's centre is further than the block's radius wins nowhere in the block.
+    The plane between sites a and b is |p_b - p_a| / 2|b - a| away in warped space, p being squared distances
+    less squared radii. A site whose plane with the leader at the block's centre is further than the block's
+    radius wins nowhere in the block.
     """
     center, radius = (low + high) / 2, np.sqrt(((high - low) ** 2).sum()) / 2
     points, gram = u.reshape(3, -1) - center[:, None], gram.reshape(6, -1)
-    some = some[np.sqrt(((sites.at[some] - center) ** 2).sum(1)) < radius + 2.75 + sites.radius[some]]
-    at, weight = sites.at[some] - center, sites.radius[some] ** 2
-    power = (at**2).sum(1) - weight
+    at = sites.at[some].T - center[:, None]  # (3, n)
+    size = sites.radius[some]
+    weight = size**2
+    power: Float = (at**2).sum(0) - weight
     leader = power.argmin()
-    apart = np.sqrt(((at - at[leader]) ** 2).sum(1))
+    apart = np.sqrt(((at - at[:, leader, None]) ** 2).sum(0))
     winners = np.flatnonzero(power - power[leader] <= 2 * apart * radius)
-    powers = power[winners, None] - 2 * at[winners] @ points
+    powers = power[winners, None] - 2 * at[:, winners].T @ points
     near = winners[powers.argmin(0)]
     far = near.copy()
     gap = np.full(len(near), OUT_OF_RACE, np.float32)
     owners = np.unique(near)
     for owner in owners:
         mine = np.flatnonzero(near == owner) if len(owners) > 1 else slice(None)
-        neighbours = at - at[owner]
-        squared = (neighbours**2).sum(1)
-        length = np.sqrt(squared)
-        bounds = power - power[owner] <= 2 * length * (radius + reach)
-        bounds &= squared + weight[owner] - weight <= 2 * length * max(LAST_FACET, np.sqrt(weight[owner]) + 0.6)
+        neighbours = at - at[:, owner, None]
+        squared = (neighbours**2).sum(0)
+        length = 2 * np.sqrt(squared)
+        bounds = power - power[owner] <= length * (radius + reach)
+        bounds &= squared + weight[owner] - weight <= length * max(LAST_FACET, size[owner] + 0.6)
         bounds[owner] = False
         who = np.flatnonzero(bounds)
         if len(who):
-            step = neighbours[who]
-            lead = (power[who] - power[owner])[:, None] - 2 * step @ points[:, mine]
+            step = neighbours[:, who]
+            lead = (power[who] - power[owner])[:, None] - 2 * step.T @ points[:, mine]
             distance = _to_planes(lead, step, gram[:, mine])
             far[mine] = who[distance.argmin(0)]
             gap[mine] = _rounded(distance)
     return some[near].reshape(u.shape[1:]), some[far].reshape(u.shape[1:]), gap.reshape(u.shape[1:])
 
 
-def _to_planes(lead: Float, step: Float, gram: Float) -> Float:
-    """Return the distance (n, pixels) to the planes towards n neighbours `step` away, from their lead in power.
+def _to_planes(lead: NDArray[Any], step: Float, gram: Float) -> Float:
+    """Return the distances (n, pixels) to the planes towards n neighbours `step` away, from their power leads.
 
-    A lead grows by 2 |step . du/dx| along the steepest way, and the square of that is a quadratic form in `step`.
+    A lead grows by 2 |step . du/dx| along the steepest way; the square of that is a quadratic form in `step`.
     """
-    z, y, x = step.T
-    steep = np.stack([z * z, y * y, x * x, 2 * z * y, 2 * z * x, 2 * y * x], 1) @ gram
-    return np.asarray(lead * np.float32(0.5) / np.sqrt(np.maximum(steep, np.float32(1e-4))), np.float32)
+    z, y, x = step
+    steep = np.stack([z * z, y * y, x * x, 2 * z * y, 2 * z * x, 2 * y * x]).T @ gram
+    return np.asarray(lead * 0.5 / np.sqrt(np.maximum(steep, 1e-4)), np.float32)
 
 
 def _rounded(distance: Float) -> Float:
     """Return the smallest distance (pixels,), less where a second one comes close: corners are round."""
     if len(distance) == 1:
-        return distance[0]
+        return np.asarray(distance[0], np.float32)
     first, second = np.partition(distance, 1, axis=0)[:2]
     crowd = np.maximum(ROUNDING - (second - first), 0) ** 2 / (4 * ROUNDING)
     return np.asarray(first - crowd * np.clip(1 - first / ROUNDING, 0, 1), np.float32)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # The paint: grey values from the geometry.
 
 
 def _paint(tissue: Neuropil, window: _Window, cut: _Section, detector: int) -> Float:
-    seed, px = tissue.seed, window.pixel_nm
-    depth = cut.depth
-    blur = np.sqrt((px * cut.tilt) ** 2 + np.float32(3.0**2))  # 3 nm: membranes are never perfectly sharp
-    inside = np.clip(
-        np.float32(0.5) + depth / np.float32(px), np.float32(0.5), 1
-    )  # share of the pixel on this side
-
     key = cut.sites.key
-    mood = _unit(key, 11)
-    tone = tissue.brightness + 0.10 * (_unit(key, 12) - 0.5) - np.where(mood < 0.12, 0.17, 0)
-    tone = tone.astype(np.float32)
-    image = tone[cut.near] * inside + tone[cut.far] * (1 - inside)
-    image += np.float32(0.015) * _noise(seed, 50, window, 1.7)
-    rough = (0.6 + 0.8 * _unit(key, 13)).astype(np.float32)[cut.near]
-    for salt, lattice_um, strength in ((51, 0.034, 0.022), (52, 0.013, 0.022)):
-        fade = float(np.clip(2.4 - 2 * px / (1e3 * lattice_um), 0, 1))
-        if fade > 0:
-            image += (
-                rough * _noise(seed, salt, window, lattice_um) * np.float32(strength * fade * tissue.grain)
-            )
+    pale = _unit(key, 11) >= 0.12  # the rest is dark: glia and degenerating neurites
+    bouton = pale & (_unit(key, 14) < 0.3 * min(tissue.organelles, 2.0))
+    cluster = _noise(tissue.seed, 53, window, 0.24)
+    blur = np.hypot(window.pixel_nm * cut.tilt, 3.0)  # 3 nm: membranes are never perfectly sharp
 
-    cluster = _noise(seed, 53, window, 0.24)
-    bouton = (_unit(key, 14) < 0.30 * min(tissue.organelles, 2.0)) & (mood >= 0.12)
+    image = _cytoplasm(tissue, window, cut, pale)
     _tubules(tissue, window, cut, image)
-    _vesicles(tissue, window, cut, bouton, cluster, image)
+    crowded = _smooth(cluster, -0.5, 0.2) * bouton[cut.near]
+    _spheres(tissue, window, cut, image, VESICLE, crowded)
+    _spheres(tissue, window, cut, image, BODY, None)
     _mitochondria(tissue, window, cut, image)
     sheath = _myelin(tissue, window, cut, blur, image)
+    dark = _membranes(tissue, cut, blur, cluster, bouton)
+    image += (tissue.brightness - 0.46 - image) * dark
+    image = tissue.brightness + tissue.contrast * (image - tissue.brightness)
+    if detector == 1:  # less stain, bright edges, a slow relief
+        edge = _line(cut.depth - 2.2 * tissue.membrane_nm, 1.6 * tissue.membrane_nm, blur)
+        image = 0.5 + 0.45 * (image - tissue.brightness) + 0.1 * edge + 0.05 * sheath
+        image += 0.04 * _noise(tissue.seed, 60, window, 0.6)
+    return np.asarray(np.clip(image, 0, 1), np.float32)
 
-    width, gap = tissue.membrane_nm, 0.4 * tissue.membrane_nm
-    middle = np.float32((gap + width) / 2)
-    dark = np.minimum(_line(depth - middle, width, blur) + _line(depth + middle, width, blur), 1)
-    dark = np.maximum(dark, np.float32(0.75) * _line(depth, gap, blur)) * (
-        np.float32(0.8) + np.float32(0.06) * cluster
-    )
-    dark = np.maximum(dark, np.float32(0.75) * _smooth(-depth, 0, 6))  # matter fills the corners between neurites
-    synapse = _smooth(cluster, 1.1, 1.5) * (bouton[cut.near] != bouton[cut.far])
-    dark = np.maximum(
-        dark, synapse * _line(depth - np.float32(16), 22.0, blur) * np.where(bouton[cut.near], 0.25, 0.8)
-    )
-    stain = np.float32(tissue.brightness - 0.46)
-    image += (stain - image) * dark.astype(np.float32)
 
-    image = np.float32(tissue.brightness) + np.float32(tissue.contrast) * (
-        image - np.float32(tissue.brightness)
-    )
-    if detector == 1:
-        edge = _line(depth - np.float32(2.2 * width), 1.6 * width, blur) + _line(depth, gap, blur) * 2
-        image = (
-            np.float32(0.5)
-            + np.float32(0.45) * (image - np.float32(tissue.brightness))
-            + np.float32(0.1) * edge
-        )
-        image += np.float32(0.04) * _noise(seed, 60, window, 0.6) + np.float32(0.05) * sheath
-    return np.clip(image, 0, 1, dtype=np.float32)
+def _cytoplasm(tissue: Neuropil, window: _Window, cut: _Section, pale: NDArray[np.bool_]) -> Float:
+    key = cut.sites.key
+    tone = tissue.brightness + 0.14 * (_unit(key, 12) - 0.5) - np.where(pale, np.float32(0), np.float32(0.17))
+    share = np.clip(0.5 + cut.depth / window.pixel_nm, 0.5, 1)  # of the pixel that lies on this side
+    image = tone[cut.near] * share + tone[cut.far] * (1 - share)
+    image += 0.015 * _noise(tissue.seed, 50, window, 1.7)  # uneven staining
+    rough = (0.6 + 0.8 * _unit(key, 13))[cut.near]
+    for salt, lattice_um, strength in ((51, 0.034, 0.022), (52, 0.013, 0.022)):
+        fade = min(max(2.4 - 2 * window.pixel_um / lattice_um, 0.0), 1.0)  # finer than a pixel: averaged out
+        if fade > 0:
+            image += rough * _noise(tissue.seed, salt, window, lattice_um) * (strength * fade * tissue.grain)
+    return np.asarray(image, np.float32)
+
+
+def _membranes(
+    tissue: Neuropil, cut: _Section, blur: Float, cluster: Float, bouton: NDArray[np.bool_]
+) -> Float:
+    """Return how dark the membranes stain each pixel, 0 to 1."""
+    width, gap = tissue.membrane_nm, 0.4 * tissue.membrane_nm  # the gap between two neurites is seldom open
+    middle = (gap + width) / 2
+    dark = np.minimum(_line(cut.depth - middle, width, blur) + _line(cut.depth + middle, width, blur), 1)
+    dark = np.maximum(dark, 0.75 * _line(cut.depth, gap, blur)) * (0.8 + 0.06 * cluster)
+    dark = np.maximum(dark, 0.6 * _smooth(-cut.depth, 0, 6))  # matter fills the gaps at corners
+    pre, post = bouton[cut.near], bouton[cut.far]
+    dense = np.where(pre, np.float32(0.25), np.float32(0.8)) * (pre != post) * _smooth(cluster, 1.1, 1.5)
+    return np.asarray(np.maximum(dark, dense * _line(cut.depth - 16, 22.0, blur)), np.float32)
+
+
+TUBULE_NM = 90.0  # from one microtubule to the next
 
 
 def _tubules(tissue: Neuropil, window: _Window, cut: _Section, image: Float) -> None:
-    """Microtubules: dark tubes 24 nm wide, side by side along the neurite, about 90 nm apart."""
-    fade = float(np.clip(2 - window.pixel_nm / 10, 0, 1))
+    """Draw microtubules: dark tubes 25 nm wide, side by side along some of the thicker neurites."""
+    fade = min(max(2 - window.pixel_nm / 10, 0.0), 1.0)
     key = cut.sites.key
     chosen = (_unit(key, 15) < 0.35 * min(tissue.organelles, 2.0)) & (cut.sites.level > 0)
     at = np.flatnonzero(chosen[cut.near] & (cut.depth > 25))
-    if fade <= 0 or not len(at):
+    if fade == 0 or not len(at):
         return
-    along = np.stack([_unit(key, 16) - 0.5, _unit(key, 17) - 0.5, _unit(key, 18) - 0.5], 1) + 0.05
+    along = np.stack([_unit(key, k) - 0.45 for k in (16, 17, 18)], 1)
     side = np.stack([along[:, 1], -along[:, 0], np.zeros(len(key), np.float32)], 1)
-    side /= np.linalg.norm(side, axis=1, keepdims=True)
-    along /= np.linalg.norm(along, axis=1, keepdims=True)
-    other = np.cross(along, side)
+    side /= np.linalg.norm(side, axis=1, keepdims=True) + 1e-6
+    other = np.cross(along / np.linalg.norm(along, axis=1, keepdims=True), side)
     who = cut.near.ravel()[at]
-    place = [
-        (u.ravel()[at] + o) * (1e3 * tissue.cell_um / 90) for u, o in zip(cut.u, cut.origin, strict=True)
-    ]
-    squared = np.zeros(len(at), np.float32)
-    cell = []
-    pair = [sum(place[k] * axes[:, k].astype(np.float32)[who] for k in range(3)) for axes in (side, other)]
-    cell = [np.floor(p).astype(np.int64) for p in pair]
-    h = _hash(tissue.seed, 55, cell[0], cell[1], key[who].astype(np.int64))
-    for k in range(2):
-        middle = 0.3 + 0.4 * _unit(h, 1 + k)
-        squared += (pair[k] - cell[k] - middle).astype(np.float32) ** 2
-    radius = np.sqrt(squared) * np.float32(90)
-    tube = np.maximum(_line(radius - 9, 7.0, max(window.pixel_nm, 4.0)), 0.4 * (radius < 9)) * (
-        _unit(h, 3) < 0.6
-    )
-    flat = image.reshape(-1)
-    flat[at] -= (0.22 * fade * tube * _smooth(cut.depth.ravel()[at], 25, 40)).astype(np.float32)
+    scale = 1e3 * tissue.cell_um / TUBULE_NM
+    place = [(u.ravel()[at] + start) * scale for u, start in zip(cut.u, cut.origin, strict=True)]
+    across = [sum(place[k] * axes[who, k] for k in range(3)) for axes in (side, other)]  # in tubule spacings
+    lane = [np.floor(a).astype(np.int64) for a in across]
+    h = _hash(tissue.seed, 55, *lane, key[who].astype(np.int64))
+    off = [a - n - 0.3 - 0.4 * _unit(h, k) for k, (a, n) in enumerate(zip(across, lane, strict=True), 1)]
+    radius = np.hypot(*off).astype(np.float32) * TUBULE_NM
+    wall = np.maximum(_line(radius - 9, 7.0, max(window.pixel_nm, 4.0)), np.float32(0.4) * (radius < 9))
+    image.reshape(-1)[at] -= 0.22 * fade * wall * (_unit(h, 3) < 0.6) * _smooth(cut.depth.ravel()[at], 25, 40)
 
 
-def _vesicles(
-    tissue: Neuropil, window: _Window, cut: _Section, bouton: NDArray[np.bool_], cluster: Float, image: Float
-) -> None:
-    """Synaptic vesicles in dense clusters, and larger clear or dark bodies strewn thinly."""
-    crowded = _smooth(cluster, -0.5, 0.2) * bouton[cut.near]
-    kinds = (
-        (70, 52.0, 17.0, 22.0, 0.85 * tissue.organelles, crowded),
-        (71, 260.0, 35.0, 75.0, 0.3 * tissue.organelles, None),
-    )
-    for salt, spacing, small, large, chance, where in kinds:
-        fade = float(np.clip(2 - window.pixel_nm / small, 0, 1))
-        if fade > 0:
-            _spheres(tissue, window, cut, image, salt, spacing, (small, large), chance, where, fade)
+class _Kind(NamedTuple):
+    """A kind of round body, at most one in each cell of a cubic lattice."""
+
+    salt: int
+    spacing_nm: float
+    smallest_nm: float  # radius
+    largest_nm: float
+    chance: float
+
+
+VESICLE = _Kind(70, 52.0, 17.0, 22.0, 0.85)
+BODY = _Kind(71, 260.0, 35.0, 75.0, 0.3)  # endosomes, dense bodies, sections through smooth reticulum
 
 
 def _spheres(
-    tissue: Neuropil,
-    window: _Window,
-    cut: _Section,
-    image: Float,
-    salt: int,
-    spacing_nm: float,
-    radius_nm: tuple[float, float],
-    chance: float,
-    where: Float | None,
-    fade: float,
+    tissue: Neuropil, window: _Window, cut: _Section, image: Float, kind: _Kind, where: Float | None
 ) -> None:
+    """Draw dark shells around a light lumen, some filled, where the neurite has room and `where` allows."""
     px = window.pixel_nm
-    y, x = (1e3 * window.axis_um(k) / spacing_nm for k in (0, 1))
+    fade = min(max(2 - px / kind.smallest_nm, 0.0), 1.0)
+    if fade == 0:
+        return
+    spacing = kind.spacing_nm
+    y, x = (1e3 * window.axis_um(k) / spacing for k in (0, 1))
     z_nm = 1e3 * window.z_um
-    depth = radius_nm[1] / spacing_nm
     axes = [
-        np.arange(math.floor(z_nm / spacing_nm - depth), math.floor(z_nm / spacing_nm + depth) + 1),
+        np.arange(
+            math.floor((z_nm - kind.largest_nm) / spacing), math.floor((z_nm + kind.largest_nm) / spacing) + 1
+        ),
         np.arange(math.floor(y[0]), math.floor(y[-1]) + 1),
         np.arange(math.floor(x[0]), math.floor(x[-1]) + 1),
     ]
     cells = [c.ravel() for c in np.meshgrid(*axes, indexing="ij")]
-    h = _hash(tissue.seed, salt, *cells)
-    radius = radius_nm[0] + (radius_nm[1] - radius_nm[0]) * _unit(h, 4) ** 2
-    at = [(c + 0.5 + 0.7 * (_unit(h, k + 1) - 0.5)) * spacing_nm for k, c in enumerate(cells)]
+    h = _hash(tissue.seed, kind.salt, *cells)
+    radius = kind.smallest_nm + (kind.largest_nm - kind.smallest_nm) * _unit(h, 4) ** 2
+    at = [(c + 0.5 + 0.7 * (_unit(h, k) - 0.5)) * spacing for k, c in enumerate(cells, 1)]
     rise = at[0] - z_nm
-    row = (at[1] - y[0] * spacing_nm) / px
-    col = (at[2] - x[0] * spacing_nm) / px
-    height, width = window.shape
+    row, col = (at[1] - y[0] * spacing) / px, (at[2] - x[0] * spacing) / px
     near_row, near_col = np.rint(row).astype(np.int64), np.rint(col).astype(np.int64)
-    keep = (_unit(h, 5) < chance) & (np.abs(rise) < radius + 4)
+    height, width = window.shape
+    keep = (_unit(h, 5) < kind.chance * tissue.organelles) & (np.abs(rise) < radius + 4)
     keep &= (near_row >= 0) & (near_row < height) & (near_col >= 0) & (near_col < width)
     pick = np.flatnonzero(keep)
     home = near_row[pick] * width + near_col[pick]
-    strength = _smooth((cut.depth.ravel()[home] - np.minimum(radius[pick], 42)).astype(np.float32), 2, 14) * fade
+    strength = fade * _smooth(cut.depth.ravel()[home] - np.minimum(radius[pick], 42), 2, 14)
     if where is not None:
-        strength = strength * where.ravel()[home]
-    pick, home, strength = pick[strength > 0.01], home[strength > 0.01], strength[strength > 0.01]
+        strength *= where.ravel()[home]
+    pick, strength = pick[strength > 0.01], strength[strength > 0.01][:, None, None]
     if not len(pick):
         return
-    half = math.ceil((radius_nm[1] + 4) / px) + 1
+
+    half = math.ceil((kind.largest_nm + 4) / px) + 1
     step = np.arange(-half, half + 1)
-    rows = near_row[pick][:, None, None] + step[None, :, None]
-    cols = near_col[pick][:, None, None] + step[None, None, :]
-    away = np.sqrt(
-        ((rows - row[pick][:, None, None]) * px) ** 2
-        + ((cols - col[pick][:, None, None]) * px) ** 2
-        + rise[pick][:, None, None] ** 2
-    ).astype(np.float32)
-    size = radius[pick][:, None, None].astype(np.float32)
+    rise, row, col, radius = (a[pick][:, None, None] for a in (rise, row, col, radius))
+    solid = (_unit(h, 6) < 0.2)[pick][:, None, None]
+    rows = near_row[pick][:, None, None] + step[:, None]
+    cols = near_col[pick][:, None, None] + step
+    away = np.sqrt(((rows - row) * px) ** 2 + ((cols - col) * px) ** 2 + rise**2).astype(np.float32)
     blur = math.hypot(px, 4.0)
-    solid = (_unit(h, 6)[pick] < 0.2)[:, None, None]
-    shell = _line(away - size + 4, 8.0, blur)
-    core = np.clip((size - away) / np.float32(blur) + 0.5, 0, 1)
+    shell = _line(away - radius + 4, 8.0, blur)
+    core = np.clip((radius - away) / blur + 0.5, 0, 1)
+    dark = 0.28 * strength * np.where(solid, np.maximum(shell, 0.7 * core), shell)
+    light = 0.05 * strength * np.where(solid, 0, core - shell)
     valid = (rows >= 0) & (rows < height) & (cols >= 0) & (cols < width)
     target = (rows * width + cols)[valid]
-    dark = (
-        np.where(solid, np.maximum(shell, 0.7 * core), shell) * strength[:, None, None] * np.float32(0.28)
-    )[valid]
-    light = (np.where(solid, 0, core - shell) * strength[:, None, None] * np.float32(0.05))[valid]
     marks = np.zeros((2, height * width), np.float32)
-    np.maximum.at(marks[0], target, dark.astype(np.float32))
-    np.maximum.at(marks[1], target, light.astype(np.float32))
+    np.maximum.at(marks[0], target, dark[valid])
+    np.maximum.at(marks[1], target, light[valid])
     image += (marks[1] - marks[0]).reshape(window.shape)
 
 
 def _mitochondria(tissue: Neuropil, window: _Window, cut: _Section, image: Float) -> None:
-    """Long dark bodies with cristae, kept clear of the neurite's own membrane."""
+    """Draw long dark bodies with cristae, clear of the neurite's own membrane."""
     sites = cut.sites
     body = _Bodies(*(np.full(window.shape, value, np.float32) for value in (-1e3, 0, 0, 0)))
     for n in range(len(SPACING)):  # a thick neurite may hold as many
@@ -614,9 +779,7 @@ def _mitochondria(tissue: Neuropil, window: _Window, cut: _Section, image: Float
         draw = np.stack([_unit(sites.key[hosts], 110 + 20 * n + k) for k in range(12)], 1)
         axes = np.array([0.28, 0.28, 0.5]) + np.array([0.25, 0.25, 0.6]) * draw[:, 1:4]
         axes = axes * np.maximum(size, 0.7)[:, None]
-        axes = np.minimum(
-            axes, np.array([0.4, 0.4, 1.5]) / tissue.cell_um
-        )  # they are under a micrometre wide
+        axes = np.minimum(axes, np.array([0.4, 0.4, 1.5]) / tissue.cell_um)  # under a micrometre wide
         center = sites.at[hosts] + (draw[:, 4:7] - 0.5) * size[:, None] * (0.0 if n == 0 else 1.6)
         reach = axes.max(1, keepdims=True)
         seen = ((center + reach > cut.low.min((0, 1))) & (center - reach < cut.high.max((0, 1)))).all(1)
@@ -624,16 +787,16 @@ def _mitochondria(tissue: Neuropil, window: _Window, cut: _Section, image: Float
             _place(body, cut, sites.key[hosts[k]], center[k], axes[k], draw[k], 1e3 * tissue.cell_um)
 
     blur = math.hypot(window.pixel_nm, 4.0)
-    cover = np.clip(body.fit / np.float32(blur) + np.float32(0.5), 0, 1)
+    cover = np.clip(body.fit / blur + 0.5, 0, 1)
     if not cover.any():
         return
     folds = _noise(tissue.seed, 80, window, 0.07)
-    wave = np.cos(np.float32(2 * np.pi) * (body.along / np.float32(CRISTA_NM) + np.float32(0.3) * folds))
-    crista = wave * np.float32(np.sinc(window.pixel_nm / CRISTA_NM)) * _smooth(body.fit, 10, 24)
+    wave = np.cos(2 * np.pi * (body.along / CRISTA_NM + 0.3 * folds))
+    crista = wave * float(np.sinc(window.pixel_nm / CRISTA_NM)) * _smooth(body.fit, 10, 24)
     crista *= body.cristae * _smooth(folds, -1.5, 1.0)
-    grey = np.float32(tissue.brightness - 0.3) + body.shade
-    grey -= np.float32(0.1) * crista + np.float32(0.1) * _line(body.fit - 5, 9.0, blur)
-    grey += np.float32(0.35) * (image - np.float32(tissue.brightness))  # the grain shows through
+    grey = tissue.brightness - 0.3 + body.shade
+    grey -= 0.1 * crista + 0.1 * _line(body.fit - 5, 9.0, blur)
+    grey += 0.35 * (image - tissue.brightness)  # the grain shows through
     image += (grey - image) * cover
 
 
@@ -661,28 +824,24 @@ def _place(
     box = _pixels_near(cut, center, float(axes.max() + 30 / unit_nm))
     if box is None:
         return
-    turn = _rotation(*(float(d) for d in draw[7:10])) / axes[:, None]
-    q = np.tensordot(
-        turn.astype(np.float32), cut.u[(slice(None), *box)] - center[:, None, None].astype(np.float32), 1
-    )
-    ball = (1 - np.sqrt((q**2).sum(0))) * np.float32(axes.min() * unit_nm)
-    room = np.where(cut.sites.key[cut.near[box]] == host, cut.depth[box], 0) - np.float32(18)
-    fit = np.minimum(ball, room) - np.maximum(30 - np.abs(ball - room), 0) ** 2 / np.float32(
-        120
-    )  # a round minimum
+    turn = (_rotation(*(float(d) for d in draw[7:10])) / axes[:, None]).astype(np.float32)
+    q = np.tensordot(turn, cut.u[(slice(None), *box)] - center[:, None, None].astype(np.float32), 1)
+    ball = (1 - np.sqrt((q**2).sum(0))) * float(axes.min() * unit_nm)
+    room = np.where(cut.sites.key[cut.near[box]] == host, cut.depth[box], 0) - 18
+    fit = np.minimum(ball, room) - np.maximum(30 - np.abs(ball - room), 0) ** 2 / 120  # a round minimum
     better = fit > body.fit[box]
-    along = q[2] * np.float32(axes[2] * unit_nm)
+    along = q[2] * float(axes[2] * unit_nm)
     for canvas, value in zip(body, (fit, along, 0.06 * (draw[10] - 0.5), draw[11]), strict=True):
         np.copyto(canvas[box], value, where=better, casting="same_kind")
 
 
-def _pixels_near(cut: _Section, center: NDArray[Any], radius: float) -> tuple[slice, slice] | None:
-    hit = ((cut.low < center + radius) & (cut.high > center - radius)).all(-1)
-    rows, cols = np.flatnonzero(hit.any(1)), np.flatnonzero(hit.any(0))
+def _pixels_near(cut: _Section, center: Float, radius: float) -> tuple[slice, slice] | None:
+    hit: NDArray[np.bool_] = np.all((cut.low < center + radius) & (cut.high > center - radius), axis=-1)
+    rows, cols = np.flatnonzero(hit.any(axis=1)), np.flatnonzero(hit.any(axis=0))
     if not len(rows):
         return None
-    rows, cols = (np.array([at[0], at[-1] + 1]) * cut.block for at in (rows, cols))
-    return slice(*rows), slice(*cols)
+    n = cut.block
+    return slice(rows[0] * n, (rows[-1] + 1) * n), slice(cols[0] * n, (cols[-1] + 1) * n)
 
 
 def _rotation(a: float, b: float, c: float) -> NDArray[np.float64]:
@@ -700,12 +859,12 @@ def _rotation(a: float, b: float, c: float) -> NDArray[np.float64]:
 
 
 def _myelin(tissue: Neuropil, window: _Window, cut: _Section, blur: Float, image: Float) -> Float:
-    """Dark lamellae, one turn every 13 nm, around some thick neurites. Returns the sheath's coverage."""
+    """Draw dark lamellae, one turn every 13 nm, around some thick neurites; return the sheath's coverage."""
     key = cut.sites.key
     wrapped = (cut.sites.level == 2) & (_unit(key, 19) < tissue.myelin)
     thickness = np.where(wrapped, 25 + 33 * _unit(key, 20), 0).astype(np.float32)[cut.near]
-    cover = np.clip((thickness - cut.depth) / blur + np.float32(0.5), 0, 1) * (thickness > 0)
+    cover = np.clip((thickness - cut.depth) / blur + 0.5, 0, 1) * (thickness > 0)
     if cover.any():
-        turns = np.cos(cut.depth * np.float32(2 * np.pi / 13)) * np.sinc(blur / 13)
-        image += (np.float32(tissue.brightness - 0.42) + np.float32(0.16) * turns - image) * cover
+        turns = np.cos(cut.depth * (2 * np.pi / 13)) * np.sinc(blur / 13)
+        image += (tissue.brightness - 0.42 + 0.16 * turns - image) * cover
     return np.asarray(cover, np.float32)

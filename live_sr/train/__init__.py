@@ -1,0 +1,1 @@
+"""Training and judging models: crappify, dataset, losses, fit, evaluate."""

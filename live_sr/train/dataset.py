@@ -31,6 +31,7 @@ from live_sr.sim.specimen import Neuropil
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".tif", ".tiff", ".png")
+Float = NDArray[np.float32]
 COLOUR_PLANES = 3  # a PNG or TIFF with a last axis of 3 or 4 is RGB(A)
 
 
@@ -142,7 +143,7 @@ class Crops:
         self.pools = [p for p in self.pools if p.images]
         if not self.pools:
             raise InputError(
-                f"no training image has {size} x {size} pixels or more: add larger images, or make the patch smaller"
+                f"no training image has {size} x {size} pixels: add larger images, or make the patch smaller"
             )
         self._shares = torch.tensor([p.share for p in self.pools], dtype=torch.float64).cumsum(0)
 
@@ -159,7 +160,7 @@ class Crops:
         zoom = _log_uniform(next(u), (1.0, a.zoom_max)) if next(u) < a.zoom_share else 1.0
         edge = min(round(self.size * zoom), *image.shape)
         y, x = (int(next(u) * (n - edge + 1)) for n in image.shape)
-        crop = to_unit(image[y : y + edge, x : x + edge])[None, None]  # (1, 1, edge, edge)
+        crop = torch.from_numpy(to_unit(image[y : y + edge, x : x + edge]))[None, None]  # (1, 1, edge, edge)
         if edge != self.size:
             crop = F.interpolate(crop, size=(self.size, self.size), mode="area")
         crop = torch.rot90(crop[0], int(next(u) * 4), dims=(-2, -1))
@@ -274,9 +275,9 @@ def render_one(settings: Procedural, seed: tuple[int, int]) -> Pixels:
     return np.rint(image * 65535).astype(np.uint16)
 
 
-def to_unit(pixels: Pixels) -> Tensor:
+def to_unit(pixels: Pixels) -> Float:
     """(Y, X) uint8 or uint16 to float32 in [0, 1] by the range of its type."""
-    return torch.from_numpy(pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max))
+    return np.asarray(pixels / np.float32(np.iinfo(pixels.dtype).max), np.float32)
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

@@ -14,18 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from live_sr.errors import InputError
 from live_sr.frame import Pixels
-from live_sr.train.dataset import read_images
+from live_sr.train.dataset import Float, read_images, to_unit
 from live_sr.upscaler import Upscaler, bilinear
 
 DOSE = 40.0  # electrons per raw pixel at full scale: low, but the tissue is still recognised by eye
 READ_NOISE = 4 / 255  # of full scale: four grey levels of an 8-bit detector
-
-Float = NDArray[np.float32]
+SSIM_WINDOW = 7  # pixels, scikit-image's default
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +147,8 @@ def compare(upscaler: Upscaler, raw: Pixels, truth: Float) -> dict[str, Quality]
         "bicubic": bicubic(raw, scale),
         "live-sr": restored,
     }
-    full = np.float32(np.iinfo(raw.dtype).max)
-    return {
-        name: Quality(psnr(image / full, truth), ssim(image / full, truth)) for name, image in images.items()
-    }
+    units = {name: to_unit(image) for name, image in images.items()}
+    return {name: Quality(psnr(image, truth), ssim(image, truth)) for name, image in units.items()}
 
 
 def simulate(
@@ -191,21 +187,20 @@ def crop_to_scale(image: Pixels, scale: int) -> Float:
         raise InputError(
             f"an image of {image.shape} pixels is too small to compare: need {SSIM_WINDOW} or more"
         )
-    unit: Float = image[:y, :x].astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
-    return unit
-
-
-SSIM_WINDOW = 7  # pixels, scikit-image's default
+    return to_unit(image[:y, :x])
 
 
 def psnr(image: Float, truth: Float) -> float:
     """Peak signal-to-noise ratio in dB of two (Y, X) images in [0, 1]."""
-    return float(peak_signal_noise_ratio(truth, image, data_range=1.0))
+    return float(peak_signal_noise_ratio(truth, image, data_range=1.0))  # type: ignore[no-untyped-call]
 
 
 def ssim(image: Float, truth: Float) -> float:
     """Structural similarity of two (Y, X) images in [0, 1]: data range 1, uniform 7 x 7 window."""
-    return float(structural_similarity(truth, image, data_range=1.0, win_size=SSIM_WINDOW))
+    similarity = structural_similarity(  # type: ignore[no-untyped-call]
+        truth, image, data_range=1.0, win_size=SSIM_WINDOW
+    )
+    return float(similarity)
 
 
 def nearest(raw: Pixels, scale: int) -> Pixels:
@@ -217,7 +212,8 @@ def bicubic(raw: Pixels, scale: int) -> Pixels:
     """Bicubic convolution (Keys, a = -0.75, as in torch) on half-pixel centres, clipped to the type's range."""
     x = torch.from_numpy(raw.astype(np.float32))[None, None]
     y = F.interpolate(x, scale_factor=scale, mode="bicubic", align_corners=False)[0, 0].numpy()
-    return np.clip(np.rint(y), 0, np.iinfo(raw.dtype).max).astype(raw.dtype)
+    pixels: Pixels = np.clip(np.rint(y), 0, np.iinfo(raw.dtype).max).astype(raw.dtype)
+    return pixels
 
 
 def _mean_row(name: str, results: Sequence[dict[str, Quality]]) -> Row:

@@ -281,7 +281,7 @@ class Browser:
         self._ask: Ask | None = None
         self._answered: Ask | None = None
         self._shown = OnShow()
-        self._has: dict[str, tuple[object, ...]] = {}
+        self._has: dict[str, tuple[object, ...]] = {}  # what the page holds, by side
 
     async def listen(self) -> None:
         """Take requests until the page closes. A request replaces one that still waits."""
@@ -320,26 +320,19 @@ class Browser:
     async def _compose(self, ask: Ask, on_show: OnShow) -> bytes:
         window = on_show.window if ask.auto else Window(ask.low, ask.high)
         encoding: Encoding = "image/png" if ask.exact else "image/jpeg"
-        header: dict[str, Any] = {"window": window, "range": on_show.range}
-        left, right = await asyncio.gather(
-            self._side("left", on_show.left, window, encoding),
-            self._side("right", on_show.right, window, encoding),
-        )
-        header["left"], header["right"] = left[0], right[0]
+        sides = (("left", on_show.left), ("right", on_show.right))
+        pictures = {name: picture for name, picture in sides if picture is not None}
+        keys = {name: (*picture.key, window, encoding) for name, picture in pictures.items()}
+        new = [name for name, key in keys.items() if self._has.get(name) != key]
+        made = await asyncio.gather(*(self._images.get(pictures[name], window, encoding) for name in new))
+        images = dict(zip(new, made, strict=True))
+        self._has = keys
+        header: dict[str, Any] = {"window": window, "range": on_show.range, "left": None, "right": None}
+        for name, picture in pictures.items():  # only now: the age told is that at sending
+            sent = {"bytes": len(images.get(name, b"")), "type": encoding, "same": name not in images}
+            header[name] = {**describe(picture), **sent}
         encoded = msgspec.json.encode(header)
-        return b"".join((LENGTH.pack(len(encoded)), encoded, left[1], right[1]))
-
-    async def _side(
-        self, name: str, picture: Picture | None, window: Window, encoding: Encoding
-    ) -> tuple[dict[str, Any] | None, bytes]:
-        if picture is None:
-            self._has.pop(name, None)
-            return None, b""
-        key = (*picture.key, window, encoding)
-        same = self._has.get(name) == key
-        image = b"" if same else await self._images.get(picture, window, encoding)
-        self._has[name] = key
-        return {**describe(picture), "bytes": len(image), "type": encoding, "same": same}, image
+        return b"".join((LENGTH.pack(len(encoded)), encoded, *images.values()))
 
 
 def describe(picture: Picture) -> dict[str, Any]:

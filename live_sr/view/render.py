@@ -182,12 +182,13 @@ def _annotate(
 
     bar = scale_bar(field_um / width if field_um else None, field_px / width, width / 4)
     right, bottom = x + width - 2 * pad, canvas.height - 2 * pad
-    box = draw.textbbox((0, 0), bar.text, font=font)
+    text = bar.text.replace("µ", "u")  # the font that comes with Pillow has no micro sign
+    box = draw.textbbox((0, 0), text, font=font)
     text_width = box[2] - box[0]
     wide = max(bar.length, text_width)
     draw.rectangle((right - wide - pad, bottom - 2.2 * size - pad, right + pad, bottom + pad), fill=0)
     middle = right - wide / 2
-    draw.text((middle - text_width / 2, bottom - 2.0 * size), bar.text, font=font, fill=255)
+    draw.text((middle - text_width / 2, bottom - 2.0 * size), text, font=font, fill=255)
     draw.rectangle(
         (round(middle - bar.length / 2), bottom - size // 4, round(middle + bar.length / 2) - 1, bottom),
         fill=255,

@@ -74,7 +74,8 @@ class Peer:
 
 
 def frame(value: int, shape: tuple[int, int] = (8, 8), dtype: type[np.uint8 | np.uint16] = np.uint16) -> Pixels:
-    return np.full(shape, value, dtype=dtype)
+    pixels: Pixels = np.full(shape, value, dtype=dtype)  # type: ignore[assignment]
+    return pixels
 
 
 class Repeat:

@@ -13,15 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zmq
-from serve_peer import TIMEOUT_MS, Faulty, Gated, Peer, Repeat, SlowToWarm, frame, hostile
+from serve_peer import Faulty, Gated, Peer, Repeat, SlowToWarm, frame, hostile
 
 from live_sr.config import ServerSettings
-from live_sr.errors import ConfigError, LiveSRError, ModelError
+from live_sr.errors import ConfigError, LiveSRError, ModelError, WireError
+from live_sr.frame import Pixels
 from live_sr.serve import loop
 from live_sr.serve.loop import CREDITS, MAX_SESSIONS, Server
 from live_sr.upscaler import Bilinear, Upscaler, bilinear
 from live_sr.wire import codec
-from live_sr.wire.messages import End, FrameMessage, Heartbeat, Hello, Refusal, Result, Welcome
+from live_sr.wire.messages import End, FrameMessage, Heartbeat, Hello, Message, Refusal, Result, Welcome
 
 S = 10.0  # seconds; never reached unless something is wrong
 
@@ -35,6 +36,7 @@ def serving(upscaler: Upscaler, **changes: object) -> Iterator[Server]:
     with Server(upscaler, settings(**changes)) as server:
         yield server
     assert server.state == "stopped"
+    assert server.error is None
 
 
 def ask(peer: Peer, number: int = 1) -> Heartbeat:
@@ -57,7 +59,7 @@ def until(peer: Peer, condition: Callable[[], bool]) -> None:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_a_frame_comes_back_as_the_upscaler_made_it(dtype: type[np.uint8 | np.uint16]) -> None:
-    raw = np.random.default_rng(1).integers(0, np.iinfo(dtype).max, (37, 53), dtype=dtype)
+    raw: Pixels = np.random.default_rng(1).integers(0, np.iinfo(dtype).max, (37, 53)).astype(dtype)  # type: ignore[assignment]
     with serving(Bilinear(4)) as server, Peer(server.address) as peer:
         welcome = peer.hello()
         assert (welcome.model.id, welcome.model.scale, welcome.credits) == ("bilinear-x4", 4, CREDITS)
@@ -70,6 +72,7 @@ def test_a_frame_comes_back_as_the_upscaler_made_it(dtype: type[np.uint8 | np.ui
         assert message.computed_ms > 0
         np.testing.assert_array_equal(pixels, bilinear(raw, 4))
         assert pixels.dtype == dtype
+        ask(peer)
         assert server.stats.frames == 1
 
 
@@ -114,6 +117,14 @@ def test_heartbeats_are_answered_while_the_engine_computes() -> None:
         upscaler.open(2)
         assert [peer.restored()[0] for _ in range(2)] == [0, 1]
         assert ask(peer).busy_ms == 0
+
+
+def test_no_heartbeat_is_lost_however_fast_they_come() -> None:
+    """ZeroMQ called a queue full that had been emptied, until it was made to look."""
+    with serving(Repeat()) as server, Peer(server.address) as peer:
+        peer.hello()
+        for number in range(3000):
+            assert ask(peer, number).number == number
 
 
 def test_a_server_started_again_has_another_name() -> None:
@@ -163,20 +174,16 @@ def test_an_unknown_model_is_refused_naming_the_one_held() -> None:
     ("pixels", "code", "says"),
     [
         pytest.param(
-            frame(1, (33, 32)), "too_large", "33 × 32 is over this server's limit of 1024", id="pixels"
+            frame(1, (33, 32)), "too_large", "33 × 32 is over this server's limit of 1024", id="a row too many"
         ),
         pytest.param(frame(1, (64, 64)), "too_large", "limit of 1024", id="binning switched off"),
-        pytest.param(frame(1, (1, 1000)), "too_large", "65536", id="result too wide"),
         pytest.param(frame(1, dtype=np.uint8), "dtype", "takes uint16, not uint8", id="dtype"),
     ],
 )
-def test_frames_that_cannot_be_restored_are_refused(pixels: np.ndarray, code: str, says: str) -> None:  # type: ignore[type-arg]
-    scale = 16 if code != "too_large" or "65536" not in says else 66
-    upscaler = Repeat(min(scale, 16), max_pixels=1024, dtypes=("uint16",))
+def test_frames_that_cannot_be_restored_are_refused(pixels: Pixels, code: str, says: str) -> None:
+    upscaler = Repeat(max_pixels=1024, dtypes=("uint16",))
     with serving(upscaler) as server, Peer(server.address) as peer:
         peer.hello()
-        if says == "65536":
-            pytest.skip("covered below")
         peer.offer(9, pixels)
         refusal = peer.refused()
         assert (refusal.code, refusal.seq) == (code, 9)
@@ -207,16 +214,18 @@ def test_a_message_far_too_large_to_read_costs_its_sender_the_connection_only() 
         a.hello()
         b.hello()
         b.offer(0, frame(1, (512, 512)))
-        # ZeroMQ closes b's connection and b's own ZeroMQ opens another, whose identity nobody knows.
-        until(a, lambda: server.stats.frames == 0)
-        b.socket.rcvtimeo = 200
+        # ZeroMQ closes b's connection, and b's own ZeroMQ opens another, whose identity nobody knows.
+        b.socket.rcvtimeo = 200  # what was said just before the connection closed may be lost
+        answer: Message | None = None
         for n in range(50):
             b.say(Heartbeat(number=n))
             with contextlib.suppress(zmq.Again):
-                if isinstance(b.next()[0], Refusal):
+                answer, _ = b.next()
+                if isinstance(answer, Refusal):
                     break
-        else:
-            raise AssertionError("b was never told")
+        assert isinstance(answer, Refusal)
+        assert answer.code == "not_ready"  # too_large would mean that it had been read
+        assert server.stats.refused["too_large"] == 0
         a.offer(0, frame(1))
         assert a.restored()[0] == 0
 
@@ -335,7 +344,7 @@ def test_malformed_messages_are_each_refused_and_another_client_is_served_meanwh
 def readable(parts: list[bytes]) -> bool:
     try:
         message, _ = codec.decode(parts)
-    except loop.WireError:
+    except WireError:
         return False
     return isinstance(message, Hello | FrameMessage | Heartbeat | End)
 
@@ -399,9 +408,7 @@ def test_a_flooding_client_does_not_hold_up_another() -> None:
             else:
                 fair.offer(10 + computed, frame(1))
                 ask(fair)
-        assert upscaler.values == [100, 100, 1, 100, 1, 100, 1, 100] or upscaler.values == [100, 1] * 4, (
-            upscaler.values
-        )
+        assert upscaler.values == [100, 100, 1, 100, 1, 100, 1, 100]
         upscaler.open(10)
 
 
@@ -509,6 +516,7 @@ def test_a_result_for_a_client_that_vanished_is_dropped_and_counted() -> None:
         upscaler.open()
         # The result may be sent before TCP has told that the peer is gone: then it is simply lost on the way.
         until(watch, lambda: server.stats.batches == 1)
+        ask(watch)
         assert server.stats.unreachable + server.stats.frames == 1
         watch.offer(0, frame(2))
         upscaler.open()
@@ -559,7 +567,7 @@ def test_an_engine_that_hangs_does_not_keep_the_server_from_stopping(monkeypatch
     monkeypatch.setattr(loop, "STOP_S", 0.1)
     monkeypatch.setattr(loop, "CHORES_S", 0.05)
     upscaler = Gated()
-    with serving(upscaler) as server, Peer(server.address) as peer:
+    with Server(upscaler, settings()) as server, Peer(server.address) as peer:
         peer.hello()
         peer.offer(0, frame(1))
         assert upscaler.entered.acquire(timeout=S)
@@ -624,7 +632,7 @@ def test_an_ipc_path_left_by_a_killed_server_is_taken_over(tmp_path: Path) -> No
 
 def test_an_address_of_another_machine_is_refused() -> None:
     server = Server(Repeat(), settings(bind="tcp://192.0.2.1:5755"))
-    with pytest.raises(ConfigError, match="cannot listen on tcp://192.0.2.1:5755"):
+    with pytest.raises(ConfigError, match=r"cannot listen on tcp://192\.0\.2\.1:5755"):
         server.start()
 
 
@@ -644,7 +652,7 @@ def test_a_model_that_fails_to_warm_up_ends_the_server_with_the_reason(
         def warm(self, shapes):  # type: ignore[no-untyped-def]
             raise error
 
-    with serving(Broken()) as server:
+    with Server(Broken(), settings()) as server:
         assert server.wait_stopped(S)
         assert not server.wait_ready(S)
     assert isinstance(server.error, kind)
@@ -669,10 +677,3 @@ def test_limits_that_contradict_each_other_are_refused(changes: dict[str, int], 
 def test_a_model_that_cannot_be_described_is_refused() -> None:
     with pytest.raises(ModelError, match="scale"):
         Server(Repeat(17), settings())
-
-
-def test_threads_are_gone_after_stopping() -> None:
-    with serving(Repeat()) as server:
-        assert server.wait_ready(S)
-    alive = {thread.name for thread in threading.enumerate()}
-    assert "live-sr server socket" not in alive or TIMEOUT_MS == 0

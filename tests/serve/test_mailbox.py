@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from serve_peer import frame
 
 from live_sr.serve.mailbox import Client, Job, Mailbox
 
@@ -17,7 +18,7 @@ C: Client = ("c", 3)
 
 
 def job(client: Client, seq: int, *, side: int = 10, dtype: type[np.uint8 | np.uint16] = np.uint8) -> Job:
-    return Job(client, seq, np.zeros((side, side), dtype), arrived_ns=0)
+    return Job(client, seq, frame(0, (side, side), dtype), arrived_ns=0)
 
 
 def taken(mailbox: Mailbox, max_batch: int = 1) -> list[tuple[str, int]]:

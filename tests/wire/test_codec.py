@@ -91,7 +91,7 @@ def test_a_result_comes_back_the_same(
     sent = Result(
         session=session,
         seq=seq,
-        shape=pixels.shape,  # type: ignore[arg-type]
+        shape=pixels.shape,
         dtype=pixels.dtype.name,  # type: ignore[arg-type]
         model_sha256=sha256,
         waited_ms=waited_ms,
@@ -119,7 +119,7 @@ def test_pixels_are_neither_copied_on_sending_nor_on_receiving() -> None:
     [
         pytest.param(np.arange(48, dtype=np.uint16).reshape(6, 8)[::2, ::-2], id="strided"),
         pytest.param(np.arange(12, dtype=np.uint16).reshape(4, 3).T, id="Fortran order"),
-        pytest.param(np.arange(12, dtype=">u2").reshape(3, 4) + 300, id="big endian"),
+        pytest.param(np.arange(300, 312, dtype=">u2").reshape(3, 4), id="big endian"),
     ],
 )
 def test_grey_values_survive_whatever_the_memory_layout(pixels: Pixels) -> None:
@@ -140,11 +140,20 @@ def test_every_message_has_a_round_trip_here() -> None:
         pytest.param(Refusal("ß" * 128, "other_model", "€" * 1024, 2**53), id="refusal"),
         pytest.param(
             Welcome(
-                "€" * 128,
-                "€" * 128,
-                ModelInfo(*["€" * 128] * 2, 16, *["€" * 128] * 2, 2**53, ("uint8",)),
-                True,
-                64,
+                server="€" * 128,
+                version="€" * 128,
+                model=ModelInfo(
+                    id="€" * 128,
+                    sha256="€" * 128,
+                    scale=16,
+                    precision="€" * 128,
+                    device="€" * 128,
+                    max_pixels=2**53,
+                    dtypes=("uint8", "uint16"),
+                    pixel_size_um=(0.1, 0.2),
+                ),
+                warm=True,
+                credits=64,
             ),
             id="welcome",
         ),

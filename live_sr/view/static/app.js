@@ -156,7 +156,7 @@ function draw(side) {
     context.imageSmoothingEnabled = size * ratio < 1;  // enlarged pixels stay square, nothing is interpolated
     context.imageSmoothingQuality = "medium";
     context.drawImage(bitmap, left, top, bitmap.width * size, bitmap.height * size);
-    drawScaleBar(side);
+    drawScaleBar(side, edges(canvas));
     drawPointer(side);
   } else if (field) {
     say(context, canvas, "waiting for the first super-resolved frame");
@@ -164,6 +164,18 @@ function draw(side) {
     say(context, canvas, "waiting for the first frame");
   }
   drawLabel(side);
+}
+
+// The part of a canvas that the field covers, in CSS pixels.
+function edges(canvas) {
+  const { clientWidth, clientHeight } = canvas;
+  if (!field) return { left: 0, top: 0, right: clientWidth, bottom: clientHeight };
+  const x = clientWidth / 2 - view.x * view.zoom;
+  const y = clientHeight / 2 - view.y * view.zoom;
+  return {
+    left: Math.max(0, x), top: Math.max(0, y),
+    right: Math.min(clientWidth, x + field[1] * view.zoom), bottom: Math.min(clientHeight, y + field[0] * view.zoom),
+  };
 }
 
 function say(context, canvas, text) {
@@ -187,10 +199,13 @@ function drawLabel(side) {
   const width = context.measureText(text).width;
   context.fillStyle = side.name === "right" ? "rgb(11 90 80 / 92%)" : "rgb(20 25 33 / 88%)";
   context.beginPath();
-  context.roundRect(10, 10, width + 18, 25, 5);
+  const edge = edges(canvas);
+  const x = Math.max(0, Math.min(edge.left, canvas.clientWidth - width - 38)) + 10;
+  const y = Math.max(0, Math.min(edge.top, canvas.clientHeight - 45)) + 10;
+  context.roundRect(x, y, width + 18, 25, 5);
   context.fill();
   context.fillStyle = "#fff";
-  context.fillText(text, 19, 23);
+  context.fillText(text, x + 9, y + 13);
   context.textBaseline = "alphabetic";
   canvas.setAttribute("aria-label", side.meta ? `${text}, frame ${side.meta.seq}` : text);
 }
@@ -207,14 +222,14 @@ function scaleBar(unitPerPx, known, room) {
   return { length: value / unitPerPx, label };
 }
 
-function drawScaleBar(side) {
+function drawScaleBar(side, edge) {
   const { context, canvas, meta } = side;
   const size = meta.pixel_size_um;
-  const bar = scaleBar((size || 1) / view.zoom, Boolean(size), canvas.clientWidth / 3.5);
+  const bar = scaleBar((size || 1) / view.zoom, Boolean(size), canvas.clientWidth / 4);
   context.font = "600 13px system-ui, sans-serif";
   const wide = Math.max(bar.length, context.measureText(bar.label).width);
-  const right = canvas.clientWidth - 20;
-  const bottom = canvas.clientHeight - 18;
+  const right = Math.max(edge.right, wide + 30) - 20;
+  const bottom = Math.max(edge.bottom, 60) - 18;
   const middle = right - wide / 2;
   context.fillStyle = "rgb(0 0 0 / 62%)";
   context.beginPath();
@@ -233,7 +248,7 @@ function drawPointer(side) {
   const { context, canvas } = side;
   const x = (pointer.x - view.x) * view.zoom + canvas.clientWidth / 2;
   const y = (pointer.y - view.y) * view.zoom + canvas.clientHeight / 2;
-  for (const [color, width] of [["rgb(0 0 0 / 70%)", 3], ["#4cc2b0", 1.25]]) {
+  for (const [color, width] of [["rgb(0 0 0 / 70%)", 3], ["#ffd84d", 1.5]]) {
     context.strokeStyle = color;
     context.lineWidth = width;
     context.beginPath();
@@ -248,6 +263,7 @@ function drawPointer(side) {
 const LONG = { t: "t", z: "z", c: "c", p: "p", g: "grid" };
 
 function showFrame() {
+  showAges();
   const meta = sides.left.meta;
   const index = Object.entries(meta.index).map(([axis, at]) => `${LONG[axis] ?? axis} ${at}`).join("  ");
   $("position").textContent = [meta.channel, index, `frame ${meta.seq}`].filter(Boolean).join("  ·  ");
@@ -256,7 +272,7 @@ function showFrame() {
     if (!m) { side.what.textContent = ""; continue; }
     const parts = [`frame ${m.seq}`, `${m.shape[1]} × ${m.shape[0]}`];
     if (m.pixel_size_um) parts.push(`${Number((m.pixel_size_um / m.scale * 1000).toPrecision(3))} nm/px`);
-    if (m.step > 1) parts.push(`every ${m.step}. pixel shown`);
+    if (m.step > 1) parts.push(`shown 1 : ${m.step}`);
     if (side.name === "right" && m.deferred) parts.push("deferred");
     side.what.textContent = parts.join("  ·  ");
   }

@@ -1,0 +1,188 @@
+"""A run is a settings file: it learns, it can be stopped and resumed, and it leaves a model file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import tifffile
+import torch
+from rich.console import Console
+
+from live_sr.config import load
+from live_sr.errors import ConfigError, InputError
+from live_sr.model import artifact
+from live_sr.model.unet import NetworkSettings, SuperResolver
+from live_sr.train.dataset import Procedural, Source
+from live_sr.train.fit import CHECKPOINT, TrainSettings, fit, restore
+
+QUIET = Console(quiet=True)
+TINY = TrainSettings(
+    id="tiny-x2",
+    network=NetworkSettings(scale=2, widths=(8, 12)),
+    sources=(Source(name="discs", files="train*", share=1.0, attribution="made here"),),
+    validation=("val*",),
+    patch=12,
+    batch=4,
+    steps=20,
+    validate_every=5,
+    warmup=5,
+    learning_rate=3e-3,
+    threads=1,
+)
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Dark discs on a bright ground: training and validation images of one kind."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:64, :64]
+    for name in ("train_0", "train_1", "val_0"):
+        image = np.full((64, 64), 190, np.uint8)
+        for cy, cx, r in rng.uniform((0, 0, 3), (64, 64, 9), (12, 3)):
+            image[(y - cy) ** 2 + (x - cx) ** 2 < r * r] = 60
+        tifffile.imwrite(folder / f"{name}.tif", image)
+    return folder
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    content = torch.load(folder / CHECKPOINT, weights_only=True)
+    return {f"{part}.{k}": v for part in ("network", "average") for k, v in content[part].items()}
+
+
+def test_resuming_equals_not_having_stopped(data: Path, tmp_path: Path) -> None:
+    fit(TINY, [data], tmp_path / "whole", console=QUIET)
+    stopped = fit(TINY, [data], tmp_path / "parts", stop_after=7, console=QUIET)
+    assert stopped == tmp_path / "parts" / CHECKPOINT
+    assert torch.load(stopped, weights_only=True)["step"] == 7
+    fit(TINY, [data], tmp_path / "parts", resume=True, console=QUIET)
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    for name, weight in whole.items():
+        torch.testing.assert_close(parts[name], weight, rtol=0, atol=1e-6, msg=name)
+
+
+def test_a_run_learns_and_leaves_a_complete_model_file(data: Path, tmp_path: Path) -> None:
+    settings = msgspec.structs.replace(TINY, steps=120, ssim_weight=0.0)
+    path = fit(settings, [data], tmp_path, console=QUIET)
+    loaded = artifact.load(path)
+    r = loaded.record
+    assert (r.id, r.scale, r.multiple, r.widths) == ("tiny-x2", 2, 2, (8, 12))
+    assert r.attribution == ["made here"]
+    assert r.training["steps"] == 120
+    assert [d["file"] for d in r.training["data"]] == ["train_0.tif", "train_1.tif"]
+    digest = hashlib.sha256((data / "train_0.tif").read_bytes()).hexdigest()
+    assert r.training["data"][0]["sha256"] == digest
+    assert msgspec.convert(r.training["settings"], TrainSettings) == settings
+    assert loaded.sha256 in (tmp_path / "tiny-x2.md").read_text(encoding="utf-8")
+
+    torch.manual_seed(0)
+    untrained = SuperResolver(settings.network).eval()  # bilinear interpolation with the raw mean
+    truth = torch.from_numpy(tifffile.imread(data / "val_0.tif").astype(np.float32) / 255)[None, None]
+    raw = (torch.nn.functional.avg_pool2d(truth, 2) + 0.1 * torch.randn(1, 1, 32, 32)).clamp(0, 1)
+    with torch.inference_mode():
+        before, after = (
+            float((restore(net, raw) - truth).square().mean()) for net in (untrained, loaded.module)
+        )
+    assert after < 0.8 * before
+
+
+def test_the_clock_ends_a_run_too(data: Path, tmp_path: Path) -> None:
+    settings = msgspec.structs.replace(TINY, steps=10**9, minutes=0.01)
+    path = fit(settings, [data], tmp_path, console=QUIET)
+    assert 0 < artifact.load(path).record.training["steps"] < 10**5
+
+
+def test_a_model_can_start_from_the_trunk_of_another_scale(data: Path, tmp_path: Path) -> None:
+    first = fit(TINY, [data], tmp_path / "x2", console=QUIET)
+    settings = msgspec.structs.replace(
+        TINY, id="tiny-x4", network=NetworkSettings(scale=4, widths=(8, 12)), warm_start=str(first), steps=1
+    )
+    second = fit(
+        msgspec.structs.replace(settings, learning_rate=0.0, weight_decay=0.0),
+        [data],
+        tmp_path / "x4",
+        console=QUIET,
+    )
+    assert artifact.load(second).record.training["warm_start_sha256"] == artifact.load(first).sha256
+    old, new = (artifact.load(p).module.state_dict() for p in (first, second))
+    assert torch.equal(old["body.stem.weight"], new["body.stem.weight"])
+    assert new["body.head.weight"].shape[0] == 16
+
+
+def test_a_model_of_other_widths_is_no_start(data: Path, tmp_path: Path) -> None:
+    first = fit(msgspec.structs.replace(TINY, steps=1), [data], tmp_path / "a", console=QUIET)
+    other = msgspec.structs.replace(
+        TINY, network=NetworkSettings(scale=2, widths=(6, 10)), warm_start=str(first)
+    )
+    with pytest.raises(ConfigError, match="shares no layer"):
+        fit(other, [data], tmp_path / "b", console=QUIET)
+
+
+def test_procedural_training_needs_no_files(tmp_path: Path) -> None:
+    settings = msgspec.structs.replace(
+        TINY, sources=(), validation=(), procedural=Procedural(images=2, size=48, share=1.0), steps=2
+    )
+    record = artifact.load(fit(settings, [], tmp_path, console=QUIET)).record
+    assert record.training["data"] == []
+    assert record.training["validation"]["psnr"] > 5
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"patch": 13}, "patch = 13"),
+        ({"steps": 0}, "steps, batch and validate_every"),
+        ({"network": NetworkSettings(scale=1, widths=(8, 12))}, "scale 1"),
+        ({"procedural": Procedural(share=1.0)}, "procedural.images is 0"),
+        ({"sources": ()}, "nothing to train on"),
+    ],
+    ids=lambda v: str(v)[:20],
+)
+def test_settings_that_cannot_work_are_refused(
+    data: Path, tmp_path: Path, change: dict[str, object], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        fit(msgspec.structs.replace(TINY, **change), [data], tmp_path, console=QUIET)
+
+
+def test_a_checkpoint_is_neither_overwritten_nor_mixed_up(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="to resume from"):
+        fit(TINY, [data], tmp_path, resume=True, console=QUIET)
+    fit(TINY, [data], tmp_path, stop_after=1, console=QUIET)
+    with pytest.raises(InputError, match="exists: resume that run"):
+        fit(TINY, [data], tmp_path, console=QUIET)
+    with pytest.raises(ConfigError, match="other settings"):
+        fit(msgspec.structs.replace(TINY, seed=1), [data], tmp_path, resume=True, console=QUIET)
+
+
+def halve(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def foreign(path: Path) -> None:
+    torch.save({"weights": torch.zeros(2)}, path)
+
+
+@pytest.mark.parametrize(
+    "spoil", [halve, foreign, lambda path: path.write_bytes(b"spoilt")], ids=["half", "foreign", "text"]
+)
+def test_a_spoilt_checkpoint_is_one_clear_error(
+    data: Path, tmp_path: Path, spoil: Callable[[Path], object]
+) -> None:
+    spoil(fit(TINY, [data], tmp_path, stop_after=1, console=QUIET))
+    with pytest.raises(InputError, match="not a readable checkpoint"):
+        fit(TINY, [data], tmp_path, resume=True, console=QUIET)
+
+
+@pytest.mark.parametrize("name", ["train_x4.toml", "train_x2.toml"])
+def test_the_shipped_settings_are_valid(name: str) -> None:
+    settings = load(CONFIGS / name, TrainSettings)
+    assert settings.network.scale == int(name[7])
+    assert all(s.attribution and s.licence for s in settings.sources)
