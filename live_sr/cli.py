@@ -6,9 +6,11 @@ complete but super-resolved data not.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
+import uuid
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -22,6 +24,7 @@ from rich.table import Table
 from live_sr import __version__
 from live_sr.config import DEFAULT_FEED, DEFAULT_PAGE_PORT, ServerSettings, load
 from live_sr.errors import InputError, LiveSRError
+from live_sr.upscaler import Upscaler
 
 app = typer.Typer(
     help="Live super-resolution at the microscope.",
@@ -30,6 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+DEFAULT_MODEL = ServerSettings().model
 P = ParamSpec("P")
 EXTRAS = {  # what to install when a command's packages are missing
     "demo": "demo",
@@ -47,7 +51,9 @@ def command(run: Callable[P, int | None]) -> Callable[P, None]:
     @wraps(run)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
         err = Console(stderr=True)
-        logging.basicConfig(format="live-sr %(levelname)s: %(message)s", level=logging.WARNING)
+        log = logging.StreamHandler()
+        log.setLevel(logging.WARNING)
+        logging.basicConfig(format="%(name)s %(levelname)s: %(message)s", handlers=[log])
         try:
             code = run(*args, **kwargs)
         except LiveSRError as e:
@@ -179,20 +185,44 @@ def view(
 def enhance(
     source: Annotated[Path, typer.Argument(help="TIFF, OME-TIFF, PNG or OME-Zarr.")],
     target: Annotated[Path, typer.Argument(help="File to write; an unfinished SR volume is completed.")],
-    model: Annotated[str, typer.Option(help="Model name or file.")] = "em-x4",
+    model: Annotated[
+        str, typer.Option(help="Model name or file; em-x4, or what the server holds, by default.")
+    ] = "",
     server: Annotated[str, typer.Option(help="Compute on this server instead of here.")] = "",
-    precision: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "auto",
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Of the computation.")
+    ] = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads; 0 lets torch choose.")] = 0,
 ) -> int:
     """Super-resolve a file, or finish the volume of an acquisition."""
     from live_sr.archive.enhance import enhance as run_enhance
 
-    with _bar("super-resolving") as advance:
-        done = run_enhance(
-            source, target, model=model, server=server, precision=precision, threads=threads, progress=advance
+    with contextlib.ExitStack() as stack:
+        upscaler: Upscaler
+        if server:
+            from live_sr.client.link import RemoteUpscaler
+
+            upscaler = stack.enter_context(RemoteUpscaler(server, session=uuid.uuid4().hex, model=model))
+        else:
+            from live_sr.serve.service import load_upscaler
+
+            upscaler = load_upscaler(
+                ServerSettings(model=model or DEFAULT_MODEL, precision=precision, threads=threads)
+            )
+        report = run_enhance(source, target, upscaler, progress=stack.enter_context(_bar("super-resolving")))
+    info = upscaler.info
+    print(f"{target}: {report.written} frames computed with {info.id} ({info.sha256[:12]}), {info.precision}")
+    if report.already:
+        print(f"{report.already} frames were there already")
+    for problem in report.problems:
+        print(problem, file=sys.stderr)
+    if not report.complete:
+        print(
+            f"NOT complete: of {report.frames} frames {report.missing} are not in {source}, "
+            f"{report.failed} failed",
+            file=sys.stderr,
         )
-    print(done.summary())
-    return 0 if done.complete else 3
+    return 0 if report.complete else 3
 
 
 @command

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.columns import Columns
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
@@ -35,9 +36,11 @@ if TYPE_CHECKING:
     from pymmcore_plus import CMMCorePlus
     from useq import MDASequence
 
-    from live_sr.sim.scope import ScanningScope
+    from live_sr.sim.scope import ScanningScope, ScopeSettings
 
 SERVER_START_S = 180.0  # torch's first import from a cold disk takes most of it
+ELECTRONS_PER_US = 20.0  # at the default dwell 40 a pixel: the dose that models are compared at
+PIXEL_SIZE_UM = 0.004  # of the truth: 4 nm resolves a membrane
 COMPARED = 12  # frames compared with the truth: enough for a mean, a few seconds of rendering
 
 
@@ -164,7 +167,7 @@ def _build(settings: DemoSettings) -> _Microscope:
         loops = -(-settings.frames // 6)
         sequence = MDASequence(
             axis_order=tuple("tcz"),
-            channels=(Channel(config="DAPI"), Channel(config="FITC")),
+            channels=(Channel(config="DAPI", exposure=10), Channel(config="FITC", exposure=10)),
             z_plan=ZRangeAround(range=2, step=1),
             time_plan=TIntervalLoops(interval=timedelta(0), loops=loops),
         )
@@ -182,8 +185,9 @@ def _build(settings: DemoSettings) -> _Microscope:
             size=settings.size,
             dwell_us=settings.dwell_us,
             scale=settings.scale,
-            pixel_size_um=0.004 * settings.scale,
-            drift_um_per_s=0.02,
+            pixel_size_um=PIXEL_SIZE_UM * settings.scale,
+            electrons_per_us=ELECTRONS_PER_US,
+            drift_um_per_s=(0.01, 0.02),
             seed=settings.seed,
         ),
     )
@@ -255,7 +259,7 @@ def _compare(
     with VolumeReader(raw_path) as raw, VolumeReader(sr_path) as sr:
         for n, meta in sorted(metas.items()):
             low, restored = raw.read({"t": n}), sr.read({"t": n})
-            truth = scope.truth(meta)
+            truth = np.clip(np.rint(scope.truth(meta)), 0, 65535).astype(np.uint16)
             images = {
                 "nearest": nearest(low, settings.scale),
                 "bilinear": bilinear(low, settings.scale),
@@ -263,7 +267,7 @@ def _compare(
                 "live_sr": restored,
             }
             for name, image in images.items():
-                a, b = scope.to_unit(image), scope.to_unit(truth)
+                a, b = _to_unit(image, scope.settings), _to_unit(truth, scope.settings)
                 scores.setdefault(name, []).append((psnr(a, b), ssim(a, b)))
             last = (low, restored, truth)
     assert last is not None
@@ -275,6 +279,11 @@ def _compare(
         restored=last[1],
         truth=last[2],
     )
+
+
+def _to_unit(image: NDArray[Any], scope: ScopeSettings) -> NDArray[np.float32]:
+    """Grey levels with the detector's black at 0 and white at 1."""
+    return np.asarray((image - np.float32(scope.offset)) / (scope.full_scale - scope.offset), np.float32)
 
 
 def _numbers(
@@ -307,17 +316,16 @@ def _numbers(
 
 
 def _print(console: Console, report: SessionReport, numbers: dict[str, Any], out: Path) -> None:
-    counts = Table(title="frames", title_justify="left")
-    for name in report.counts.as_dict():
-        counts.add_column(name, justify="right")
-    counts.add_row(*(str(n) for n in report.counts.as_dict().values()))
-    console.print(counts)
+    counts = Table(title="frames", title_justify="left", show_header=False)
+    for name, n in report.counts.as_dict().items():
+        counts.add_row(name, str(n))
+    speed = Table(title="speed", title_justify="left", show_header=False)
     p = report.live_latency_ms
-    speed = Table(title="speed", title_justify="left")
-    for name in ("acquired /s", "super-resolved /s", "latency p50", "p95", "p99"):
-        speed.add_column(name, justify="right")
-    speed.add_row(f"{report.raw_fps:.1f}", f"{report.sr_fps:.1f}", *(f"{ms:.0f} ms" for ms in p))
-    console.print(speed)
+    speed.add_row("acquired", f"{report.raw_fps:.1f} /s")
+    speed.add_row("super-resolved", f"{report.sr_fps:.1f} /s")
+    for name, ms in p._asdict().items():
+        speed.add_row(f"latency {name}", f"{ms:.0f} ms")
+    console.print(Columns([counts, speed], padding=(0, 4)))
     if numbers["psnr_db"]:
         quality = Table(title="against the noise-free truth", title_justify="left")
         quality.add_column("")
@@ -348,14 +356,16 @@ def _draw_comparison(compared: _Compared, path: Path, settings: DemoSettings) ->
     from live_sr.view.render import Panel, grey_window, side_by_side, to_8bit
 
     window = grey_window([compared.restored])
-    dose = 20.0 * settings.dwell_us
+    dose = ELECTRONS_PER_US * settings.dwell_us
     panels = [
         Panel(to_8bit(compared.low, window), f"low dose, as acquired ({dose:g} electrons per pixel)"),
         Panel(to_8bit(compared.restored, window), f"computed image · {settings.model}"),
         Panel(to_8bit(compared.truth, window), "simulated truth"),
     ]
     field_px = compared.low.shape[1]
-    path.write_bytes(side_by_side(panels, field_um=field_px * 0.004 * settings.scale, field_px=field_px))
+    path.write_bytes(
+        side_by_side(*panels, field_um=field_px * PIXEL_SIZE_UM * settings.scale, field_px=field_px)
+    )
 
 
 # -------------------------------------------------------------------- processes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -68,9 +69,10 @@ class Bilinear:
     """Bilinear interpolation as an :class:`Upscaler`: a stand-in for tests and model-free servers."""
 
     def __init__(self, scale: int = 4, *, max_pixels: int = 4096 * 4096) -> None:
+        name = f"bilinear-x{scale}"
         self._info = UpscalerInfo(
-            id=f"bilinear-x{scale}",
-            sha256="0" * 64,
+            id=name,
+            sha256=hashlib.sha256(name.encode()).hexdigest(),  # there is no file; still one hash, one model
             scale=scale,
             precision="float32",
             device="cpu",

@@ -181,14 +181,17 @@ class Custody:
             if held is not None and held.ours:
                 return self._pixels(held)
             judged = self._sink_closed and (held is None or n in self._missing or self._raw is None)
+            readable = self._raw is not None and (self._raw.live or self._sink_closed)
         # Without a checksum (there was no memory for the pixels) only a closed raw data set can be believed.
-        if crc is not None or judged:
+        if (crc is not None and readable) or judged:
             pixels = self._read_raw(place, crc)
             if pixels is not None:
                 return pixels
         if not judged:
             return None
-        raise LookupError("its pixels are not in the raw data set, which has been closed, and not here any more")
+        raise LookupError(
+            "its pixels are not in the raw data set, which has been closed, and not here any more"
+        )
 
     def release(self, n: int) -> None:
         """A frame has been restored: without a raw data set nothing else needs its pixels."""
@@ -351,10 +354,11 @@ class Custody:
         with self._raw_lock:
             if not self._in_order:
                 return self._matching(place, crc)
-            for shift in range(self._shift, self._shift + (SKIPS_SOUGHT if crc is not None else 1)):
+            further = range(self._shift + SKIPS_SOUGHT) if crc is not None else ()
+            for shift in (self._shift, *further):
                 pixels = self._matching({**place, "t": place["t"] + shift}, crc)
                 if pixels is not None:
-                    self._shift = shift
+                    self._shift = max(self._shift, shift)
                     return pixels
             return None
 
@@ -404,7 +408,9 @@ class Custody:
             self._say("spool", f"{error}: frames that wait to be restored can only be kept in memory")
         else:
             self._said.add("spool")
-            self._warn(f"{error}: our copy of frames that raw does not show yet is kept only while memory lasts")
+            self._warn(
+                f"{error}: our copy of frames that raw does not show yet is kept only while memory lasts"
+            )
 
     def _rescue(self) -> tuple[int, list[Path]]:
         """Write every frame that is left here to a TIFF file of its own."""
@@ -417,7 +423,9 @@ class Custody:
                 try:
                     self._write_tiff(folders[0], n, held)
                 except (OSError, StoreError) as e:
-                    self._say(f"rescue {folders[0]}", f"cannot write frames that raw lacks to {folders[0]}: {e}")
+                    self._say(
+                        f"rescue {folders[0]}", f"cannot write frames that raw lacks to {folders[0]}: {e}"
+                    )
                     folders.pop(0)
                     continue
                 rescued += 1
@@ -430,9 +438,12 @@ class Custody:
         folder.mkdir(parents=True, exist_ok=True)
         where = "_".join(f"{axis}{i}" for axis, i in held.place.items())
         path = folder / f"frame{n:06d}_{where}.tif"
-        raw = self._raw.path if self._raw is not None else "no raw data set"
+        raw = self._raw.path.name if self._raw is not None else "no raw data set"
+        text = f"frame {n} at {where}, missing from {raw}".encode(
+            "ascii", "backslashreplace"
+        )  # TIFF holds ASCII
         try:
-            tifffile.imwrite(path, self._pixels(held), description=f"frame {n} at {where}, raw: {raw}", metadata=None)
+            tifffile.imwrite(path, self._pixels(held), description=text, metadata=None)
         except OSError:
             path.unlink(missing_ok=True)
             raise

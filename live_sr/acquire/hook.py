@@ -154,7 +154,9 @@ class Hook:
         now = time.monotonic_ns()
         try:
             pixels = self._kept(img)
-        except Exception:  # an engine that delivers no array, say: an error here would end other listeners' runs
+        except (
+            Exception
+        ):  # an engine that delivers no array, say: an error here would end other listeners' runs
             log.exception("live-sr cannot take a frame of %s", type(img).__name__)
             pixels = None
         self._intake.queue.put(FrameTaken(self, pixels, event, meta, now))

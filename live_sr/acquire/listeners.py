@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("live_sr")
 QUEUE_BYTES = 256 * 2**20  # per listener: a second of 2048² frames at 30 per second
+QUEUE_FRAMES = 20_000  # to be read back, about 5 kB of metadata each: 100 MB
 CLOSE_S = 10.0  # what a listener may take to finish its queue when the session closes
 
 
@@ -41,8 +42,8 @@ class _Listener:
     callback: Callable[..., Any]
     n_args: int
     queue: queue.SimpleQueue[Delivery | None] = field(default_factory=queue.SimpleQueue)
-    put_bytes: int = 0
-    taken_bytes: int = 0
+    put_bytes: int = 0  # the emitting thread's
+    taken_bytes: int = 0  # the listener's
     delivered: int = 0
     failed: int = 0
     dropped: int = 0
@@ -75,7 +76,8 @@ class FrameSignal:
     Callbacks run on a thread of their own, in order; as with pymmcore-plus, no guarantee is given which.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_bytes: int = QUEUE_BYTES) -> None:
+        self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._listeners: list[_Listener] = []
 
@@ -111,16 +113,17 @@ class FrameSignal:
         with self._lock:
             listeners = list(self._listeners)
         for listener in listeners:
-            if listener.put_bytes - listener.taken_bytes + pixels.nbytes <= QUEUE_BYTES:
+            waiting = listener.put_bytes - listener.taken_bytes
+            if not waiting or waiting + pixels.nbytes <= self._max_bytes:
                 listener.put_bytes += pixels.nbytes
                 listener.queue.put(Delivery(pixels, event, meta, None))
-            elif read_back is not None:
+            elif read_back is not None and listener.queue.qsize() < QUEUE_FRAMES:
                 listener.queue.put(Delivery(None, event, meta, read_back))
             else:
                 listener.dropped += 1
                 if listener.dropped == 1:
                     log.error(
-                        "listener %r is too slow and nothing is saved to read frames back from: "
+                        "listener %r is far too slow, or nothing is saved to read frames back from: "
                         "it misses frames (give LiveSR a save= target, or do less in the listener)",
                         listener.callback,
                     )

@@ -17,9 +17,12 @@ from live_sr import __version__
 from live_sr.acquire.custody import Custody, RawReport
 from live_sr.acquire.plan import Plan
 from live_sr.client.store import SRStore
+from live_sr.errors import LiveSRError
 from live_sr.frame import Counts, Pixels, Restored
 
 if TYPE_CHECKING:
+    from useq import MDASequence
+
     from live_sr.acquire.records import Record
 
 log = logging.getLogger("live_sr")
@@ -32,12 +35,15 @@ class Run:
 
     Attributes
     ----------
+    sequence : MDASequence or None
+        None where its events were all that was known.
     target : Path or None
         The super-resolved volume to make; None when the session saves nothing.
     """
 
     number: int
     session: str
+    sequence: MDASequence | None
     plan: Plan
     custody: Custody
     raw_path: Path | None
@@ -48,22 +54,30 @@ class Run:
     failed: int = 0
     deferred: int = 0  # frames that went through the deferred lane
     reasons: list[str] = field(default_factory=list)  # why frames failed, each once
-    finished: bool = False  # the sequence has ended
+    ended: bool = False  # the sequence has ended
+    finished: bool = False  # and all its frames have been handed to delivery
     closing: bool = False
     reason: str = ""  # how it ended
     store: SRStore | None = None
+    no_store: LiveSRError | None = None  # why the volume could not be made; it is not tried again
 
     def save(self, seq: int, record: Record, result: Restored, latency_ms: float) -> None:
         """Write one result at its place.
 
         Raises
         ------
-        StoreError
+        LiveSRError
             When the volume cannot be made or written.
         """
+        if self.no_store is not None:
+            raise self.no_store
         if self.store is None:
             assert self.target is not None
-            self.store = self._create(self.target, result)
+            try:
+                self.store = self._create(self.target, result)
+            except LiveSRError as e:
+                self.no_store = e
+                raise
         self.store.write(
             seq,
             record.place,

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import logging
 import queue
-import shutil
 import sys
-import tempfile
 import threading
 import time
 import uuid
@@ -24,13 +22,15 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from live_sr.acquire import preflight
 from live_sr.acquire.custody import Custody, RawReport
 from live_sr.acquire.hook import FrameTaken, Hook, Intake, RunFinished, RunStarted
 from live_sr.acquire.listeners import Events, Resequencer
 from live_sr.acquire.outbox import Outbox
 from live_sr.acquire.plan import Plan, plan_frame, plan_run
-from live_sr.acquire.raw import open_raw, sink_path
+from live_sr.acquire.raw import check_raw_path, open_raw, sink_path
 from live_sr.acquire.records import Record, Records
+from live_sr.acquire.report import RunReport, SessionReport
 from live_sr.acquire.run import Run
 from live_sr.acquire.spool import Spool
 from live_sr.client.feed import Feed, FeedStatus, FrameInfo, RunState, ServerStatus
@@ -38,73 +38,26 @@ from live_sr.client.link import Link, why_not_mixed
 from live_sr.config import DEFAULT_ADDRESS
 from live_sr.errors import InputError, LiveSRError, StoreError
 from live_sr.frame import DTYPES, Counts, Frame, Ledger, Restored, check_pixels
-from live_sr.timing import Durations, Percentiles, Rate
+from live_sr.timing import Durations, Rate
 from live_sr.wire.messages import ModelInfo
+from live_sr.wire.security import check_address
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from pymmcore_plus import CMMCorePlus
     from useq import MDASequence
+
+__all__ = ["LiveSR", "RunReport", "SessionReport"]
 
 log = logging.getLogger("live_sr")
 INTAKE_BYTES = 512 * 2**20  # between camera and intake thread: seconds of a fast camera
 RESULT_BYTES = 256 * 2**20  # results waiting to be written
 STATUS_S = 0.25
 GIVE_UP_S = 10.0  # without any server at the end of a run; a restart takes less
+STALLED_S = 600.0  # a server is there, but nothing comes back: the largest frame takes a CPU a minute or two
 CANCEL_S = 10.0  # for pymmcore-plus to end a run that was cancelled because the program failed
-ORPHAN_S = 3.0  # a runner that is idle this long will not send its end of run any more
 
 OnRawFailure = Literal["cancel", "continue"]
-
-
-@dataclass(frozen=True, slots=True)
-class RunReport:
-    """How one sequence ended."""
-
-    number: int
-    reason: str
-    acquired: int
-    failed: int
-    raw: RawReport
-    sr_path: str | None
-    sr_complete: bool
-
-
-@dataclass(frozen=True, slots=True)
-class SessionReport:
-    """How a session ended.
-
-    Attributes
-    ----------
-    counts : Counts
-        The ledger; all frames of all runs.
-    latency_ms : Percentiles
-        From the hook's stamp to the delivery of the super-resolved frame, deferred frames included.
-    raw_fps, sr_fps : float
-        Frames per second from the first to the last.
-    alarms, warnings : list of str
-        Everything the operator was told.
-    """
-
-    session: str
-    counts: Counts
-    runs: list[RunReport]
-    latency_ms: Percentiles
-    live_latency_ms: Percentiles
-    raw_fps: float
-    sr_fps: float
-    model: ModelInfo | None
-    alarms: list[str]
-    warnings: list[str]
-
-    @property
-    def raw_complete(self) -> bool:
-        """Whether every run's raw data were read back whole; True where no raw data set was asked for."""
-        return all(r.raw.complete or r.raw.path is None for r in self.runs)
-
-    @property
-    def sr_complete(self) -> bool:
-        """Whether every frame came back, and was saved where saving was asked for."""
-        return self.counts.settled and self.counts.failed == 0 and all(r.sr_complete for r in self.runs)
 
 
 class LiveSR:
@@ -118,7 +71,8 @@ class LiveSR:
         OME-Zarr to write the super-resolved frames to. A second run of the session goes to ``NAME-2``, and so
         on; nothing is ever overwritten.
     raw : path, optional
-        Where the raw data go, when it cannot be asked of the core (given only as an output of another core).
+        Where the raw data of the first run go, when the core cannot be asked: they are written by other means
+        than ``run_mda(output=...)``, or by a core that is neither attached nor ``CMMCorePlus.instance()``.
     model : str, optional
         Model to ask for; by default what the server holds.
     view : str, optional
@@ -139,6 +93,8 @@ class LiveSR:
     ------
     StoreError
         At once, when `save` exists. From :meth:`close`, when the raw data set is not complete.
+    InputError
+        When `save` or `raw` has an ending that cannot be written or read.
     ConfigError
         For an address that is none.
 
@@ -167,14 +123,17 @@ class LiveSR:
         self.session = uuid.uuid4().hex
         self.events = Events()
         self.report: SessionReport | None = None
-        self._save = Path(save) if save is not None else None
+        self._save = Path(save).expanduser() if save is not None else None
         if self._save is not None:
-            _refuse_existing(self._save)
             if not self._save.name.endswith(".zarr"):
                 raise InputError(
                     f"save={str(self._save)!r} must end in .ome.zarr: super-resolved frames go to OME-Zarr"
                 )
-        self._raw = Path(raw) if raw is not None else None
+            preflight.refuse_existing_volume(self._save)
+        self._raw = check_raw_path(Path(raw).expanduser()) if raw is not None else None
+        addresses = [address] if isinstance(address, str) else list(address)
+        for each in addresses:
+            check_address(each)
         self._on_raw_failure = on_raw_failure
         self._give_up_s = give_up_s
         self._progress = sys.stderr.isatty() if progress is None else progress
@@ -183,15 +142,20 @@ class LiveSR:
         self._intake = Intake(INTAKE_BYTES)
         self._spool = Spool(Path(scratch) if scratch is not None else None)
         self._records = Records(self._spool)
-        self._results: queue.SimpleQueue[Restored | _Lost | None] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[Restored | _Lost | Run | None] = queue.SimpleQueue()
         self._results_bytes = _Tally()
-        self._outbox = Outbox(self._ledger, fetch=self._fetch, lost=self._lose, deferring=self._records.defer)
-        addresses = [address] if isinstance(address, str) else list(address)
+        self._outbox = Outbox(
+            self._ledger,
+            fetch=self._fetch,
+            lost=self._lose,
+            deferring=self._records.defer,
+            room=lambda: self._results_bytes.value <= RESULT_BYTES,
+        )
+        self._feed = Feed(view) if view is not None else None
         self._links = [
             Link(a, session=self.session, source=self._outbox, sink=self, accept=self._accept, model=model)
             for a in addresses
         ]
-        self._feed = Feed(view) if view is not None else None
         self._order = Resequencer() if ordered else None
 
         self._latency = Durations()
@@ -204,39 +168,31 @@ class LiveSR:
         self._model: ModelInfo | None = None
         self._model_lock = threading.Lock()
 
-        self._cores: list[CMMCorePlus] = []
         self._attached: list[tuple[Any, Callable[..., Any]]] = []  # (signal, slot)
-        self._hooks: list[Hook] = []
-        self._output_hook = Hook(
-            self._intake, lambda s, m: self._prepare(self._core_of_output(), s, m), lambda: ""
-        )
+        self._cores: list[CMMCorePlus] = []
+        self._output_hook = Hook(self._intake, self._core_of_output, self._prepare)
+        self._hooks = [self._output_hook]  # psygnal holds bound methods weakly
         # The methods by which pymmcore-plus recognises an output object; same body as an attached hook.
         self.sequenceStarted = self._output_hook.sequenceStarted
         self.frameReady = self._output_hook.frameReady
         self.sequenceCanceled = self._output_hook.sequenceCanceled
         self.sequenceFinished = self._output_hook.sequenceFinished
 
-        self._state = threading.Condition()
         self._runs: list[Run] = []
-        self._run: Run | None = None  # the one being acquired
-        self._in_run = False
-        self._pending_raw: Path | None = None
+        self._coming_in: dict[Hook, Run | RunStarted] = {}  # the intake thread's
+        self._run_ended = threading.Condition()
         self._run_reports: list[RunReport] = []
         self._finishing: list[threading.Thread] = []
         self._closed = False
-        self._stop_status = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._take_in, name="live-sr intake", daemon=True),
-            threading.Thread(target=self._deliver_all, name="live-sr delivery", daemon=True),
-        ]
-        self._status_thread = threading.Thread(target=self._publish_status, name="live-sr status", daemon=True)
-        for thread in self._threads:
+        self._stop_watching = threading.Event()
+        self._intake_thread = threading.Thread(target=self._take_in, name="live-sr intake", daemon=True)
+        self._delivery_thread = threading.Thread(target=self._deliver_all, name="live-sr delivery", daemon=True)
+        self._watch_thread = threading.Thread(target=self._watch, name="live-sr watch", daemon=True)
+        for thread in (self._intake_thread, self._delivery_thread, self._watch_thread):
             thread.start()
         for link in self._links:
             link.start()
         self._outbox.start(self._wake_links)
-        if self._feed is not None:
-            self._status_thread.start()
 
     # ---------------------------------------------------------------- for the user
 
@@ -260,12 +216,8 @@ class LiveSR:
         The frame reaches pymmcore-plus' raw sink before it reaches us. Safe with any event loop and backend:
         the slots only stamp and hand over.
         """
-        hook = Hook(
-            self._intake,
-            lambda sequence, meta: self._prepare(core, sequence, meta),
-            lambda: str(getattr(core.mda.status.finish_reason, "value", "") or ""),
-        )
-        self._hooks.append(hook)  # psygnal holds bound methods weakly
+        hook = Hook(self._intake, lambda: core, self._prepare)
+        self._hooks.append(hook)
         self._cores.append(core)
         signals = core.mda.events
         for signal, slot in (
@@ -299,20 +251,20 @@ class LiveSR:
         InputError
             When the pixel type cannot be restored.
         """
-        if raw is not None:
-            _refuse_existing(Path(raw))
+        raw_path = Path(raw).expanduser() if raw is not None else self._raw
+        if raw_path is not None:
+            preflight.refuse_existing(raw_path)
         if self._save is not None and not self._runs:
-            _refuse_existing(self._save)
+            preflight.refuse_existing_volume(self._save)
         self.wait_ready(timeout)
         engine = core.mda.engine
         meta = engine.setup_sequence(sequence) if engine is not None else None
         plan = plan_run(sequence, dict(meta or {}))
         if plan.dtype not in DTYPES:
             raise InputError(f"the camera delivers {plan.dtype}, live-sr restores {' and '.join(DTYPES)}")
-        raw_path = Path(raw) if raw is not None else self._raw
-        if problem := self._no_room(plan, raw_path):
+        if problem := preflight.raw_has_no_room(plan, raw_path):
             raise StoreError(problem)
-        return self._doubts(plan)
+        return self._doubts(plan, raw_path)
 
     @property
     def counts(self) -> Counts:
@@ -345,16 +297,14 @@ class LiveSR:
         try:
             self._wait_for_end_of_run()
             self._drain()
+        except BaseException:  # Ctrl-C while waiting: expose the sample no longer
+            self._wait_for_end_of_run(CANCEL_S, cancel=True)
+            raise
         finally:
             self._shut_down()
         assert self.report is not None
-        for run in self.report.runs:
-            if run.raw.path is not None and not run.raw.complete:
-                kept = f" Our copy of them is in {run.raw.rescued}." if run.raw.rescued else ""
-                raise StoreError(
-                    f"raw data set {run.raw.path} is NOT complete: {run.raw.missing} of {run.raw.frames} "
-                    f"frames could not be read back.{kept}"
-                )
+        if problem := self.report.raw_problem():
+            raise StoreError(problem)
         return self.report
 
     # ---------------------------------------------------------------- before the first exposure (MDA thread)
@@ -363,74 +313,41 @@ class LiveSR:
         self, core: CMMCorePlus | None, sequence: MDASequence, meta: dict[str, Any]
     ) -> tuple[Plan | None, Path | None]:
         """What is known of a run before its first exposure. Quick; never raises."""
-        raw_path = self._raw
+        raw_path: Path | None = None
+        plan: Plan | None = None
         try:
-            if raw_path is None and core is not None:
-                raw_path = sink_path(core)
+            raw_path = sink_path(core) if core is not None else None
+            if raw_path is None and not self._runs:
+                raw_path = self._raw
             plan = plan_run(sequence, meta)
-            if plan.dtype not in DTYPES:
-                self._warn(f"the camera delivers {plan.dtype}, live-sr restores {' and '.join(DTYPES)}")
-            for doubt in self._doubts(plan):
+            for doubt in self._doubts(plan, raw_path):
                 self._warn(doubt)
-            if problem := self._no_room(plan, raw_path):
-                self._raw_alarm(problem)
+            if problem := preflight.raw_has_no_room(plan, raw_path):
+                self._raw_alarm(core, problem)
         except InputError as e:
             self._warn(f"{e}; frames are stored in the order of arrival")
-            return None, raw_path
-        except Exception as e:
-            log.exception("cannot plan this sequence")
-            self._warn(f"cannot plan this sequence ({e}); frames are stored in the order of arrival")
-            return None, raw_path
+        except Exception as e:  # an engine's own metadata, a disk that is gone: the run itself must go on
+            log.exception("live-sr cannot check this sequence")
+            self._warn(f"live-sr cannot check this sequence before its first exposure: {e}")
         return plan, raw_path
 
-    def _no_room(self, plan: Plan, raw_path: Path | None) -> str | None:
-        """Why the disks cannot hold the sequence; None when they can, or its length is not known."""
-        if plan.n_frames is None:
-            return None
-        raw_bytes = plan.n_frames * plan.frame_bytes
+    def _doubts(self, plan: Plan, raw_path: Path | None) -> list[str]:
+        found = preflight.doubts(plan, self._model, [link.status for link in self._links])
         scale = self._model.scale if self._model is not None else 1
-        need: dict[Path, int] = {}
-        for path, nbytes in ((raw_path, raw_bytes), (self._save, raw_bytes * scale**2)):
-            if path is not None:
-                folder = _existing_parent(path)
-                need[folder] = need.get(folder, 0) + nbytes
-        for folder, nbytes in need.items():
-            free = shutil.disk_usage(folder).free
-            if free < nbytes:
-                return (
-                    f"the disk of {folder} has {free / 1e6:.1f} MB left, the sequence takes up to "
-                    f"{nbytes / 1e6:.1f} MB: free some space, or save elsewhere"
-                )
-        return None
-
-    def _doubts(self, plan: Plan) -> list[str]:
-        doubts = []
-        states = [link.status for link in self._links]
-        if not any(s.state == "ready" for s in states):
-            where = ", ".join(f"{s.address} ({s.detail})" for s in states)
-            doubts.append(f"no server is ready yet: {where}. Raw is stored; frames are finished when one is")
-        if (model := self._model) is not None and (valid := model.pixel_size_um) is not None:
-            low, high = valid
-            size = plan.pixel_size_um
-            if size <= 0:
-                doubts.append(
-                    f"the pixel size is unknown: {model.id} is for {low:g} to {high:g} µm; define a pixel size"
-                )
-            elif not low <= size <= high:
-                doubts.append(
-                    f"the pixel size is {size:g} µm, {model.id} was trained for {low:g} to {high:g} µm: "
-                    "judge its results with care"
-                )
-        return doubts
+        if problem := preflight.all_has_no_room(plan, raw_path, self._save, scale):
+            found.append(f"if super-resolved data do not compress: {problem}")
+        return found
 
     def _core_of_output(self) -> CMMCorePlus | None:
         """The core that was given this session as an output, when it can be told."""
         from pymmcore_plus.core import _mmcore_plus
 
-        candidates = [*self._cores, getattr(_mmcore_plus, "_instance", None)]
-        for core in candidates:
+        # CMMCorePlus.instance() would make one where there is none.
+        instance = getattr(_mmcore_plus, "_instance", None)
+        for core in (*self._cores, instance() if instance is not None else None):
             if core is not None and self in getattr(core.mda, "_handlers", ()):
-                return core
+                found: CMMCorePlus = core
+                return found
         return None
 
     # ---------------------------------------------------------------- intake thread
@@ -452,28 +369,37 @@ class LiveSR:
                 self._alarm(f"live-sr could not take in a {type(taken).__name__}: see the log")
 
     def _start_run(self, started: RunStarted) -> None:
-        plan, raw_path = started.prepared
-        with self._state:
-            self._pending_raw = raw_path
-            self._run = self._new_run(plan) if plan is not None else None
-            self._in_run = True
+        plan, _ = started.prepared
+        self._coming_in[started.hook] = started if plan is None else self._new_run(started, plan)
 
-    def _new_run(self, plan: Plan) -> Run:
+    def _new_run(self, started: RunStarted, plan: Plan) -> Run:
+        raw_path: Path | None = started.prepared[1]
         number = len(self._runs) + 1
-        target = _numbered(self._save, number) if self._save is not None else None
-        rescue = (target or self._pending_raw or Path(tempfile.gettempdir()) / self.session).with_suffix("")
+        target = preflight.numbered(self._save, number) if self._save is not None else None
+        core = started.hook.core
+
+        def raw_alarm(text: str) -> None:
+            self._raw_alarm(core if not run.ended else None, text)
+
+        # Beside the super-resolved volume first: it may be on another disk, as may the scratch folder.
+        near = [p.with_name(f"{p.name.split('.')[0]}.rescued") for p in (target, raw_path) if p is not None]
+        scratch = self._spool.folder / f"live-sr-{self.session[:8]}-run{number}.rescued"
         run = Run(
             number=number,
             session=self.session,
+            sequence=started.sequence,
             plan=plan,
             custody=Custody(
-                open_raw(self._pending_raw),
+                open_raw(raw_path, plan) if raw_path is not None else None,
                 self._spool,
-                rescue_to=rescue.with_name(f"{rescue.name.removesuffix('.ome')}.rescued"),
-                alarm=self._raw_alarm,
+                rescue_to=[*near, scratch] if near else [],
+                alarm=raw_alarm,
+                warn=self._warn,
                 frame_bytes=plan.frame_bytes,
+                n_frames=plan.n_frames,
+                in_order=not plan.regular,
             ),
-            raw_path=self._pending_raw,
+            raw_path=raw_path,
             target=target,
         )
         self._runs.append(run)
@@ -482,51 +408,54 @@ class LiveSR:
     def _take_frame(self, taken: FrameTaken) -> None:
         seq = self._ledger.acquire()
         self._raw_rate.tick()
-        with self._state:
-            if self._run is None:
-                assert taken.pixels is not None, "the first frame of a run always fits"
-                self._run = self._new_run(plan_frame(taken.pixels, taken.meta))
-            run = self._run
-        n = run.acquired
-        run.acquired += 1
-        place = run.plan.place(taken.event, n)
-        pixels = taken.pixels
-        crc = run.custody.hold(n, place, pixels)
-        if pixels is not None:
-            self._intake.taken_bytes += pixels.nbytes
-        record = Record(run, n, place, taken.event, taken.meta, crc, taken.captured_ns)
-        self._records.put(seq, record)
-        if pixels is None:
+        pixels, problem = taken.pixels, None
+        try:
+            run = self._coming_in[taken.hook]
+            if isinstance(run, RunStarted):
+                assert pixels is not None, "the first frame of an unplanned run needs its pixels"
+                run = self._coming_in[taken.hook] = self._new_run(run, plan_frame(pixels, taken.meta))
+            n = run.acquired
+            try:
+                place = run.plan.place(taken.event, n)
+            except LookupError:
+                place, problem = {}, "its index is not among those of the sequence"
+            crc = run.custody.hold(n, place, pixels)
+            record = Record(run, n, place, taken.event, taken.meta, crc, taken.captured_ns)
+            self._records.put(seq, record)
+            run.acquired += 1
+        except Exception as e:  # whatever it was, the frame is counted
+            log.exception("live-sr could not take in frame %d", seq)
+            self._ledger.move("queued", "failed")
+            self._alarm(f"live-sr could not take in frames: {type(e).__name__} {e}")
+            return
+        finally:
+            if pixels is not None:
+                self._intake.release(pixels.nbytes)
+        problem = problem or (_unfit(pixels, run.plan) if pixels is not None else None)
+        if problem is not None:
+            self._ledger.move("queued", "failed")
+            self._lose(seq, problem)
+        elif pixels is None:
             self._ledger.move("queued", "deferred")
             self._records.defer(seq)
             self._outbox.put_deferred(seq)
-            return
-        try:
+        else:
             frame = check_pixels(pixels)
-            if frame.shape != run.plan.frame_shape or frame.dtype.name != run.plan.dtype:
-                raise InputError(
-                    f"frame {n} is {frame.shape} {frame.dtype}, the sequence began with {run.plan.frame_shape} "
-                    f"{run.plan.dtype}: start a new sequence after changing ROI, binning or pixel type"
-                )
-        except InputError as e:
-            self._ledger.move("queued", "failed")
-            self._lose(seq, str(e))
-            return
-        if self._feed is not None:
-            self._feed.show_raw(self._view_of(seq, record), frame)
-        self._outbox.put(Frame(seq=seq, pixels=frame, captured_ns=taken.captured_ns))
+            if self._feed is not None:
+                self._feed.show_raw(self._view_of(seq, record), frame)
+            self._outbox.put(Frame(seq=seq, pixels=frame, captured_ns=taken.captured_ns))
 
     def _end_run(self, finished: RunFinished) -> None:
-        with self._state:
-            run, self._run = self._run, None
-            self._in_run = False
-            self._intake.active = None
-            if run is not None:
-                run.reason = "canceled" if finished.canceled else finished.reason
-                run.custody.sink_closed()
-            self._state.notify_all()
-        if run is not None:
-            self._results.put(_Lost(run))
+        run = self._coming_in.pop(finished.hook, None)
+        if isinstance(run, Run):
+            run.reason = finished.reason
+            run.ended = True
+            run.custody.sink_closed()
+            if finished.reason == "completed" and run.plan.n_frames is not None:
+                self._ledger.tally("skipped", max(0, run.plan.n_frames - run.acquired))
+            self._results.put(run)
+        with self._run_ended:
+            self._run_ended.notify_all()
 
     # ---------------------------------------------------------------- outbox's thread
 
@@ -539,7 +468,7 @@ class LiveSR:
 
     def _lose(self, seq: int, reason: str) -> None:
         """A frame is counted as failed; say so where it is looked for. Any thread."""
-        self._results.put(_Lost(None, seq, reason))
+        self._results.put(_Lost(seq, reason))
 
     # ---------------------------------------------------------------- links' threads
 
@@ -553,7 +482,6 @@ class LiveSR:
     def returned(self, result: Restored) -> None:
         """A frame came back (called by a link)."""
         self._results_bytes.add(result.pixels.nbytes)
-        self._outbox.hold(self._results_bytes.value > RESULT_BYTES)
         self._results.put(result)
 
     def refused(self, frame: Frame, code: str, message: str) -> None:
@@ -585,47 +513,60 @@ class LiveSR:
             try:
                 if isinstance(item, Restored):
                     self._deliver(item)
-                    self._results_bytes.add(-item.pixels.nbytes)
-                    self._outbox.hold(self._results_bytes.value > RESULT_BYTES)
-                elif item.run is not None:
-                    item.run.finished = True
-                    self._finish_if_settled(item.run)
+                elif isinstance(item, Run):
+                    item.finished = True
+                    self._finish_if_settled(item)
                 else:
                     self._note_lost(item)
             except Exception:
+                # The top of a thread: what shows a frame may fail, the frames after it are delivered.
                 log.exception("live-sr could not deliver a result")
                 self._alarm("live-sr could not deliver a result: see the log")
 
     def _deliver(self, result: Restored) -> None:
-        record = self._records.pop(result.seq)
+        left = self._results_bytes.add(-result.pixels.nbytes)
+        if left <= RESULT_BYTES < left + result.pixels.nbytes:
+            self._wake_links()
+        try:
+            record = self._records.pop(result.seq)
+        except StoreError as e:
+            self._ledger.move("in_flight", "failed")
+            self._alarm(f"restored frames cannot be placed: {e}")
+            return
         run = record.run
         latency_ms = (time.monotonic_ns() - record.captured_ns) / 1e6
-        problem = None
-        if run.target is not None:
-            try:
-                run.save(result.seq, record, result, latency_ms)
-            except StoreError as e:
-                problem = str(e)
+        saved = self._save_result(run, record, result, latency_ms)
         run.custody.release(record.n)
-        if problem is None:
-            if run.target is not None:
-                self._ledger.tally("saved")
-            self._ledger.move("in_flight", "returned")
-        else:
-            self._ledger.move("in_flight", "failed")
-            self._fail(run, result.seq, record, problem)
-            self._alarm(f"super-resolved frames cannot be saved: {problem}")
+        self._ledger.move("in_flight", "failed" if saved is False else "returned")
         self._sr_rate.tick()
         self._latency.add(latency_ms)
         if not record.deferred:
             self._live_latency.add(latency_ms)
-        if self._feed is not None:
-            self._feed.show_pair(self._view_of(result.seq, record, latency_ms), result.raw, result.pixels)
-        if len(self.events.frameReady):
-            self._emit(result, record, latency_ms, saved=run.target is not None and problem is None)
         run.settled += 1
         run.deferred += record.deferred
-        self._finish_if_settled(run)
+        try:
+            if self._feed is not None:
+                self._feed.show_pair(self._view_of(result.seq, record, latency_ms), result.raw, result.pixels)
+            if len(self.events.frameReady):
+                self._emit(result, record, latency_ms, saved=bool(saved))
+        finally:
+            self._finish_if_settled(run)
+
+    def _save_result(self, run: Run, record: Record, result: Restored, latency_ms: float) -> bool | None:
+        """Whether the frame is on the disk; None where nothing is to be saved."""
+        if run.target is None:
+            return None
+        try:
+            run.save(result.seq, record, result, latency_ms)
+        except Exception as e:
+            if not isinstance(e, LiveSRError):
+                log.exception("live-sr could not save frame %d", result.seq)
+            if not run.reasons:
+                self._alarm(f"super-resolved frames cannot be saved: {e}")
+            self._fail(run, result.seq, record, "it could not be saved")
+            return False
+        self._ledger.tally("saved")
+        return True
 
     def _emit(self, result: Restored, record: Record, latency_ms: float, *, saved: bool) -> None:
         pixel_size_um = float(record.meta.get("pixel_size_um") or 0.0)
@@ -655,7 +596,11 @@ class LiveSR:
             self._order.add(result.seq, emit, result.pixels.nbytes)
 
     def _note_lost(self, lost: _Lost) -> None:
-        record = self._records.pop(lost.seq)
+        try:
+            record = self._records.pop(lost.seq)
+        except StoreError as e:
+            self._alarm(f"a frame failed, and where it belongs cannot be told: {e}")
+            return
         self._fail(record.run, lost.seq, record, lost.reason)
         if self._order is not None:
             self._order.add(lost.seq, None)
@@ -666,14 +611,18 @@ class LiveSR:
         run.failed += 1
         if reason not in run.reasons:
             run.reasons.append(reason)
-            log.error("frame %d failed: %s", seq, reason)
+            log.error("frame %d failed: %s (said once, others may follow)", seq, reason)
         try:
             run.note_failure(seq, record, reason)
         except StoreError as e:
             self._alarm(f"the journal cannot be written: {e}")
 
     def _finish_if_settled(self, run: Run) -> None:
-        if run.finished and run.settled == run.acquired and not run.closing:
+        if run.finished and run.settled == run.acquired:
+            self._finish_soon(run)
+
+    def _finish_soon(self, run: Run) -> None:
+        if not run.closing:
             run.closing = True
             thread = threading.Thread(target=self._finish, args=(run,), name=f"live-sr finish {run.number}")
             self._finishing.append(thread)
@@ -682,84 +631,112 @@ class LiveSR:
     # ---------------------------------------------------------------- end of a run (own thread)
 
     def _finish(self, run: Run) -> None:
+        run.failed += run.acquired - run.settled  # none, unless delivery failed us
         try:
             raw = run.custody.finish()
-            try:
-                run.close(raw)
-            except StoreError as e:
-                self._alarm(f"super-resolved volume {run.target} could not be closed: {e}")
-                run.failed += 1
-            self._run_reports.append(
-                RunReport(
-                    number=run.number,
-                    reason=run.reason,
-                    acquired=run.acquired,
-                    failed=run.failed,
-                    raw=raw,
-                    sr_path=str(run.target) if run.store is not None else None,
-                    sr_complete=run.failed == 0,
-                )
+        except Exception as e:  # the top of a thread; raw is not called complete
+            log.exception("live-sr could not judge the raw data of run %d", run.number)
+            self._alarm(f"the raw data of run {run.number} could not be judged: {e}")
+            raw = RawReport(str(run.raw_path) if run.raw_path else None, run.acquired, 0, run.acquired)
+        if raw.path is None and raw.rescued:
+            self._warn(f"{raw.rescued} frames that are stored nowhere else are in {', '.join(raw.rescued_to)}")
+        closed = True
+        try:
+            run.close(raw)
+        except Exception as e:
+            if not isinstance(e, LiveSRError):
+                log.exception("live-sr could not close %s", run.target)
+            self._alarm(f"super-resolved volume {run.target} could not be closed: {e}")
+            closed = False
+        self._run_reports.append(
+            RunReport(
+                number=run.number,
+                reason=run.reason,
+                acquired=run.acquired,
+                failed=run.failed,
+                failures=tuple(run.reasons),
+                raw=raw,
+                sr_path=str(run.target) if run.store is not None else None,
+                sr_complete=closed and run.failed == 0,
             )
-        except Exception:
-            log.exception("live-sr could not finish run %d", run.number)
-            self._alarm(f"live-sr could not finish run {run.number}: see the log")
+        )
 
     # ---------------------------------------------------------------- closing (caller's thread)
 
-    def _wait_for_end_of_run(self, timeout: float | None = None) -> None:
+    def _wait_for_end_of_run(self, timeout: float | None = None, *, cancel: bool = False) -> None:
         deadline = None if timeout is None else time.monotonic() + timeout
-        idle_since: float | None = None
-        while True:
-            with self._state:
-                if not self._in_run and self._intake.owner is None and not self._cores_running():
-                    break
-                self._state.wait(0.1)
-            now = time.monotonic()
-            if deadline is not None and now > deadline:
+        while self._acquiring() or self._about_to_acquire():
+            if cancel:
+                for core in self._known_cores():
+                    core.mda.cancel()
+            for hook in self._hooks:
+                self._end_if_orphaned(hook, waiting=True)
+            if deadline is not None and time.monotonic() > deadline:
                 break
-            core = self._core_of_output() or (self._cores[-1] if self._cores else None)
-            if core is None or core.mda.is_running():
-                idle_since = None
-            elif idle_since is None:
-                idle_since = now
-            elif now - idle_since > ORPHAN_S:
-                self._end_orphan()
-                break
+            with self._run_ended:
+                self._run_ended.wait(0.1)  # that a run is about to begin tells itself by nothing
         everything_taken_in = threading.Event()
         self._intake.queue.put(everything_taken_in)
         everything_taken_in.wait()
 
-    def _cores_running(self) -> bool:
-        return any(core.mda.is_running() for core in self._cores)
+    def _acquiring(self) -> bool:
+        return any(hook.delivering for hook in self._hooks)
 
-    def _end_orphan(self) -> None:
-        """The runner is idle, but the end of its run never reached us."""
+    def _about_to_acquire(self) -> bool:
+        """Whether a thread of ``run_mda`` is there: nobody may have joined it."""
+        targets = [core.mda.run for core in self._known_cores()]
+        me = threading.current_thread()
+        return any(t is not me and getattr(t, "_target", None) in targets for t in threading.enumerate())
+
+    def _known_cores(self) -> list[CMMCorePlus]:
+        of_output = self._core_of_output()
+        return [*self._cores, *([of_output] if of_output is not None else [])]
+
+    def _end_if_orphaned(self, hook: Hook, *, waiting: bool = False) -> None:
+        """End a run whose thread cannot deliver any more: another output raised, or it was interrupted."""
+        thread = hook.thread
+        if thread is None or (thread.is_alive() and not (waiting and thread is threading.current_thread())):
+            return
+        if not hook.delivering:  # asked after the thread: it ended in order
+            return
         self._alarm(
             "pymmcore-plus stopped delivering frames before the end of the run (another output handler may "
             "have raised): frames that live-sr never saw are in the raw data; `live-sr enhance` finishes them"
         )
-        hook, active = self._intake.owner, self._intake.active
-        if hook is not None and active is not None:
-            hook.sequenceFinished(active)
+        relayed = hook is self._output_hook and hook.core is not None
+        if relayed and hook.core.mda.status.phase != "idle":  # type: ignore[union-attr]
+            return  # raw is still being written
+        hook.end("interrupted")
 
     def _drain(self) -> None:
         """Until every frame is settled, or no server has been there for a while."""
         if self._ledger.wait_settled(0.5):
             return
-        total = self._unsettled()
+        total = least = self._unsettled()
         columns = (TextColumn("finishing frames"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         console = Console(stderr=True)
-        served = time.monotonic()
+        served = came_back = time.monotonic()
         with Progress(*columns, console=console, disable=not self._progress) as progress:
             task = progress.add_task("", total=total)
             while not self._ledger.wait_settled(0.2):
-                progress.update(task, completed=total - self._unsettled())
                 now = time.monotonic()
-                if any(link.status.state in ("ready", "warming") for link in self._links):
+                if (left := self._unsettled()) < least:
+                    least, came_back = left, now
+                    progress.update(task, completed=total - left)
+                working = [link for link in self._links if link.status.state in ("ready", "warming")]
+                if working and now - came_back > self._give_up_s:
+                    self._hand_over([link for link in self._links if link not in working])
+                if working:
                     served = now
-                elif now - served > self._give_up_s:
+                if now - served > self._give_up_s or now - came_back > STALLED_S:
                     return
             progress.update(task, completed=total)
+
+    def _hand_over(self, gone: Sequence[Link]) -> None:
+        """Give the frames of servers that went for good to those that are there."""
+        for link in gone:
+            for frame in link.stop():
+                self._outbox.give_back(frame.seq)
 
     def _unsettled(self) -> int:
         c = self._ledger.sample()
@@ -767,43 +744,45 @@ class LiveSR:
 
     def _abandon(self) -> None:
         """The user's program failed: stop exposing the sample, keep what there is, and close."""
-        for core in self._cores:
-            core.mda.cancel()
         try:
-            self._wait_for_end_of_run(CANCEL_S)
+            self._wait_for_end_of_run(CANCEL_S, cancel=True)
         finally:
             self._shut_down()
 
     def _shut_down(self) -> None:
-        self._closed = True
+        self._closed = self._intake.closed = True
         for signal, slot in self._attached:
-            signal.disconnect(slot)
+            try:
+                signal.disconnect(slot)
+            except (TypeError, ValueError, RuntimeError) as e:  # disconnected already, or a Qt object is gone
+                log.debug("%r: %s", slot, e)
+        for hook in self._hooks:
+            hook.end("interrupted")
         self._intake.queue.put(None)
-        self._threads[0].join()
-        why = "no server was there to restore it"
-        for seq in self._outbox.close():
-            self._ledger.move("deferred", "failed")
-            self._lose(seq, why)
+        self._intake_thread.join()
         for link in self._links:
             for frame in link.stop():
                 self._ledger.move("in_flight", "failed")
                 self._lose(frame.seq, "the server never answered")
-        for run in self._runs:
-            if not run.finished:
-                run.custody.sink_closed()
-                self._results.put(_Lost(run))
+        for seq in self._outbox.close():
+            self._ledger.move("deferred", "failed")
+            self._lose(seq, "no server was there to restore it")
         self._results.put(None)
-        self._threads[1].join()
+        self._delivery_thread.join()
         if self._order is not None:
             self._order.flush()
+            if self._order.disordered:
+                self._warn(f"{self._order.disordered} frames came too late to be emitted in order")
+        for run in self._runs:
+            self._finish_soon(run)
         for thread in self._finishing:
             thread.join()
         for problem in self.events.frameReady.close():
             self._warn(problem)
         self.report = self._make_report()
-        self._stop_status.set()
+        self._stop_watching.set()
+        self._watch_thread.join()
         if self._feed is not None:
-            self._status_thread.join()
             self._feed.status(self._status("finished"))
             self._feed.stop()
         self._spool.close()
@@ -840,21 +819,21 @@ class LiveSR:
             self._warnings.append(text)
         log.warning("%s", text)
 
-    def _raw_alarm(self, text: str) -> None:
-        """Raw cannot be trusted: tell the operator and do what they chose for this case."""
-        if self._on_raw_failure == "cancel":
-            core = self._core_of_output() or (self._cores[-1] if self._cores else None)
-            if core is not None and core.mda.is_running():
-                core.mda.cancel()
-                text = f"{text}. The acquisition was cancelled"
+    def _raw_alarm(self, core: CMMCorePlus | None, text: str) -> None:
+        """Raw cannot be trusted: tell the operator and do what they chose; `core` is still acquiring it."""
+        if self._on_raw_failure == "cancel" and core is not None and core.mda.is_running():
+            core.mda.cancel()
+            text = f"{text}. The acquisition was cancelled"
         self._alarm(text)
 
-    def _publish_status(self) -> None:
-        while not self._stop_status.wait(STATUS_S):
-            assert self._feed is not None
-            with self._state:
-                acquiring = self._in_run
-            self._feed.status(self._status("acquiring" if acquiring else "draining"))
+    # ---------------------------------------------------------------- watching thread
+
+    def _watch(self) -> None:
+        while not self._stop_watching.wait(STATUS_S):
+            for hook in list(self._hooks):
+                self._end_if_orphaned(hook)
+            if self._feed is not None:
+                self._feed.status(self._status("acquiring" if self._acquiring() else "draining"))
 
     def _view_of(self, seq: int, record: Record, latency_ms: float | None = None) -> FrameInfo:
         model = self._model
@@ -897,11 +876,10 @@ class LiveSR:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Lost:
-    """For the delivery thread: a frame that will not come, or the end of a run."""
+    """For the delivery thread: a frame that will not come."""
 
-    run: Run | None
-    seq: int = -1
-    reason: str = ""
+    seq: int
+    reason: str
 
 
 class _Tally:
@@ -911,26 +889,21 @@ class _Tally:
         self._lock = threading.Lock()
         self.value = 0
 
-    def add(self, n: int) -> None:
+    def add(self, n: int) -> int:
         with self._lock:
             self.value += n
+            return self.value
 
 
-def _refuse_existing(path: Path) -> None:
-    if path.exists():
-        raise StoreError(f"{path} exists: choose another name, nothing is ever overwritten")
-
-
-def _numbered(path: Path, number: int) -> Path:
-    """`path` for the first run, ``NAME-2`` and so on after that."""
-    if number == 1:
-        return path
-    stem, dot, suffixes = path.name.partition(".")
-    return path.with_name(f"{stem}-{number}{dot}{suffixes}")
-
-
-def _existing_parent(path: Path) -> Path:
-    parent = path.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    return parent
+def _unfit(pixels: NDArray[Any], plan: Plan) -> str | None:
+    """Why a frame cannot be restored with the others of its run."""
+    try:
+        check_pixels(pixels)
+    except InputError as e:
+        return str(e)
+    if pixels.shape == plan.frame_shape and pixels.dtype.name == plan.dtype:
+        return None
+    return (
+        f"it is {pixels.shape} {pixels.dtype}, the sequence began with {plan.frame_shape} {plan.dtype}: "
+        "start a new sequence after changing ROI, binning or pixel type"
+    )

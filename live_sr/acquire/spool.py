@@ -10,7 +10,7 @@ import io
 import tempfile
 import threading
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from live_sr.errors import StoreError
 
@@ -40,6 +40,11 @@ class Spool:
         self._kept = 0  # slips that may still be asked for
 
     @property
+    def folder(self) -> Path:
+        """Where the scratch file goes."""
+        return self._folder or Path(tempfile.gettempdir())
+
+    @property
     def nbytes(self) -> int:
         """Size of the scratch file."""
         return self._end
@@ -58,14 +63,12 @@ class Spool:
             try:
                 if self._file is None:
                     # Unbuffered: after a full disk nothing is left behind that a later write would trip over.
-                    opened = tempfile.TemporaryFile(prefix="live-sr-", dir=self._folder, buffering=0)  # noqa: SIM115
-                    self._file = cast("io.FileIO", opened)
+                    self._file = tempfile.TemporaryFile(prefix="live-sr-", dir=self._folder, buffering=0)  # noqa: SIM115
                 self._file.seek(self._end)
                 while left.nbytes:
                     left = left[self._file.write(left) :]
             except OSError as e:
-                where = self._folder or tempfile.gettempdir()
-                raise StoreError(f"cannot write scratch data to {where}: {e.strerror}") from e
+                raise StoreError(f"cannot write scratch data to {self.folder}: {e.strerror}") from e
             self._end += slip.length
             self._kept += 1
             return slip

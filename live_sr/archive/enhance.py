@@ -79,11 +79,11 @@ def enhance(
     Parameters
     ----------
     source : Path
-        TIFF, OME-TIFF or PNG file, or OME-Zarr 0.5 volume, of uint8 or uint16 grey levels; any number of planes,
-        of which one is in memory at a time.
+        TIFF, OME-TIFF or PNG file, or OME-Zarr 0.5 volume, of uint8 or uint16 grey levels; any number of
+        planes, of which one is in memory at a time.
     target : Path
-        Its ending selects the format: ``.ome.zarr``, ``.ome.tif``, ``.tif``, ``.png``. An existing file is never
-        overwritten. An existing volume is continued if the same model made it.
+        Its ending selects the format: ``.ome.zarr``, ``.ome.tif``, ``.tif``, ``.png``. An existing file is
+        never overwritten. An existing volume is continued if the same model made it.
     upscaler : Upscaler
         The engine, or a server.
 
@@ -136,16 +136,18 @@ def _into_file(
 
 
 def _restored(planes: Source, upscaler: Upscaler, report: EnhanceReport, tell: Progress) -> Iterator[Pixels]:
+    """Planes for the writer, which does not come back after the last: each is counted before it is given."""
     y, x = planes.layout.scaled(upscaler.info.scale).frame_shape
     for index in planes.indices():
         raw = planes.read(index)
         if raw is None:  # a file has a fixed number of pages
+            restored: Pixels = np.zeros((y, x), planes.layout.dtype)
             report.missing += 1
-            yield np.zeros((y, x), planes.layout.dtype)
         else:
-            yield upscaler.upscale([raw])[0]
+            restored = upscaler.upscale([raw])[0]
             report.written += 1
         tell(report.done, report.frames)
+        yield restored
 
 
 def _statement(info: UpscalerInfo, source: Path) -> str:
@@ -194,7 +196,7 @@ def _restore_one(
         store.note_failure(seq, index, "not in the raw volume", status="skipped")
         report.missing += 1
         return
-    store.write(seq, index, restored, {"raw_crc32": zlib.crc32(np.ascontiguousarray(raw))})
+    store.write(seq, index, restored, {"raw_crc32": zlib.crc32(raw.tobytes())})
     report.written += 1
 
 

@@ -12,12 +12,13 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import tifffile
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
+from live_sr.client.journal import journal_path
 from live_sr.client.volume import Axis, AxisType, Position, VolumeLayout, VolumeReader
 from live_sr.errors import InputError, StoreError
 from live_sr.frame import DTYPES, Pixels
@@ -55,6 +56,7 @@ UNITS = {
 }
 SYMBOLS = {name: symbol for symbol, name in reversed(UNITS.items()) if symbol != "\\u00B5m"}
 CM = {"angstrom": 1e-8, "nanometer": 1e-7, "micrometer": 1e-4, "millimeter": 0.1, "centimeter": 1, "meter": 100}
+PAGES = ("i", "q")  # tifffile's names for pages of which the file does not say what they are
 AXIS_TYPES: dict[str, AxisType] = {"t": "time", "c": "channel", "z": "space"}
 
 
@@ -107,6 +109,8 @@ def open_source(path: Path) -> Source:
     if not path.exists():
         raise InputError(f"there is no {path}: check the name")
     if path.is_dir():
+        if journal_path(path).exists():
+            raise InputError(f"{path} is a computed volume itself: restore the raw volume it was made from")
         source: Source = ZarrSource(path)
     elif format_of(path) == "png":
         source = PngSource(path)
@@ -143,9 +147,10 @@ class PngSource:
     """A PNG file: one plane, without a pixel size, which PNG keeps too coarsely for microscopy."""
 
     def __init__(self, path: Path) -> None:
+        image = _pillow()
         try:
-            self._image = Image.open(path)
-        except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as e:
+            self._image = image.open(path)
+        except (OSError, SyntaxError, image.DecompressionBombError) as e:
             raise InputError(f"{path} is not a PNG file that can be read: {e}") from e
         mode = self._image.mode
         if mode not in PNG_MODES:
@@ -247,8 +252,8 @@ class TiffSource:
         planes = math.prod(series.shape[:-2])
         if series.axes[-2:] != "YX" or len(series.pages) != planes or page.shape != series.shape[-2:]:
             raise InputError(
-                f"{self._path} (axes {series.axes}, shape {series.shape}) does not keep each plane as a page of "
-                "its own: save it again as OME-TIFF"
+                f"{self._path} (axes {series.axes}, shape {series.shape}) does not keep each plane as a page "
+                "of its own: save it again as OME-TIFF"
             )
 
 
@@ -330,9 +335,11 @@ def check_target(path: Path, layout: VolumeLayout) -> None:
     kind = format_of(path)
     if kind == "png" and (layout.n_frames or 0) != 1:
         raise InputError(f"{path}: a PNG file takes one plane, not {layout.n_frames}: choose .ome.tif")
-    strange = [axis.name for axis in layout.index_axes if axis.name not in AXIS_TYPES]
-    if kind == "ome-tiff" and strange:
-        raise InputError(f"{path}: OME-TIFF has no axis {strange[0]!r}: choose .ome.zarr or .tif")
+    if kind == "ome-tiff":
+        names = [_ome_axis(axis, layout) for axis in layout.index_axes]
+        strange = [name for name in names if name not in AXIS_TYPES]
+        if strange:
+            raise InputError(f"{path}: OME-TIFF has no axis {strange[0]!r}: choose .ome.zarr or .tif")
 
 
 def write_image(path: Path, layout: VolumeLayout, planes: Iterator[Pixels], *, statement: str) -> None:
@@ -362,15 +369,27 @@ def write_image(path: Path, layout: VolumeLayout, planes: Iterator[Pixels], *, s
             raise StoreError(f"{path} has come into being meanwhile and is not overwritten")
         partial.rename(path)
     except OSError as e:
-        raise StoreError(f"{path} cannot be written: {e.strerror or e}") from e
+        raise StoreError(f"{path} cannot be written: {e.strerror or e}; is there room on the disk?") from e
     finally:
         partial.unlink(missing_ok=True)
 
 
 def _write_png(path: Path, pixels: Pixels, statement: str) -> None:
-    text = PngImagePlugin.PngInfo()
+    image = _pillow()
+    from PIL.PngImagePlugin import PngInfo
+
+    text = PngInfo()
     text.add_itxt("Description", statement)
-    Image.fromarray(pixels).save(path, format="PNG", pnginfo=text)
+    image.fromarray(pixels).save(path, format="PNG", pnginfo=text)
+
+
+def _pillow() -> ModuleType:
+    """Pillow, which only PNG needs: a PC that sends TIFF files to a server works without it."""
+    try:
+        from PIL import Image
+    except ImportError as e:
+        raise InputError("PNG files need Pillow: pip install 'live-sr[archive]', or use TIFF") from e
+    return Image
 
 
 def _write_tiff(
@@ -380,8 +399,8 @@ def _write_tiff(
     images = max(len(layout.positions), 1)
     n_bytes = images * math.prod(shape) * np.dtype(layout.dtype).itemsize
     per_image = math.prod(shape[:-2])
-    # "Q" is TIFF's letter for an axis it has no other for
-    letters = "".join(axis.name.upper() if len(axis.name) == 1 else "Q" for axis in layout.axes)
+    names = [_ome_axis(axis, layout) if ome else axis.name for axis in layout.axes]
+    letters = "".join(name.upper() if len(name) == 1 else "Q" for name in names)  # Q: none of the others
     described = _ome_description(layout, statement) if ome else {"live_sr": statement}
     with tifffile.TiffWriter(path, bigtiff=n_bytes > CLASSIC_TIFF_BYTES, ome=ome) as file:
         for i in range(images):
@@ -395,6 +414,12 @@ def _write_tiff(
                 metadata={"axes": letters, **described, **name},
                 **_resolution(layout.frame_axes),
             )
+
+
+def _ome_axis(axis: Axis, layout: VolumeLayout) -> str:
+    """Name in OME-TIFF. A mere sequence of pages becomes time, as Bio-Formats reads it."""
+    sequence = axis.name in PAGES and not any(other.name == "t" for other in layout.axes)
+    return "t" if sequence else axis.name
 
 
 def _resolution(frame_axes: tuple[Axis, Axis]) -> dict[str, Any]:

@@ -38,12 +38,8 @@ REPEAT_S = 1.0  # how late a viewer that was just opened sees the last frame of 
 KEEPS_UP_MS = 300.0  # an SR frame this young shows its own raw frame soon enough: both panels show one frame
 KEPT_UP_S = 0.5  # after this long without an SR frame, raw frames are shown alone
 LIVE_FIRST_S = 1.0  # a deferred result is not shown within this time of a live one: the operator watches now
-MAX_SIDE_SHOWN = (
-    8192  # pixels; browsers draw no larger image dependably. Larger frames are shown every nth pixel
-)
-ENOUGH_WAITING = (
-    4  # messages kept for a slow viewer: a status, a pair and a raw frame leave at once, and one more
-)
+MAX_SIDE_SHOWN = 8192  # pixels; browsers draw no larger image. Of larger frames every nth pixel is shown
+ENOUGH_WAITING = 4  # messages for a slow viewer: a status, a pair and a raw frame leave at once, and one more
 LINGER_MS = 200  # lets the last status leave; a hung viewer holds the end of a session up no longer than this
 
 MAGIC = b"LSF1"

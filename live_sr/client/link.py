@@ -189,6 +189,7 @@ class Link:
             while not self._ended.is_set():
                 with context.socket(zmq.DEALER) as dealer:
                     dealer.linger = 0
+                    dealer.ipv6 = "[" in self.address
                     dealer.sndhwm = dealer.rcvhwm = ENOUGH_IN_SOCKET
                     dealer.connect(self.address)
                     self._converse(dealer)
@@ -325,6 +326,12 @@ class Link:
             frame = self._source.take()
             if frame is None:
                 return
+            assert self._model is not None
+            if frame.pixels.size > self._model.max_pixels:
+                # Not sent: ZeroMQ would cut the connection over it, and every reconnect would send it again.
+                limit = self._model.max_pixels
+                self._sink.refused(frame, "too_large", f"{frame.pixels.shape} is more than {limit} pixels")
+                continue
             self._send_frame(dealer, frame.seq, frame)
 
     def _send_frame(self, dealer: zmq.Socket[bytes], seq: int, frame: Frame) -> None:

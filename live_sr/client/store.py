@@ -169,13 +169,13 @@ class SRStore:
         path = Path(path).expanduser()
         attributes, made = _read_attributes(path)
         found_layout = _as_made(read_layout(path), made)
-        if layout is not None and (difference := found_layout.mismatch(_storable(layout))):
-            raise StoreError(f"{path} does not fit the raw volume, it has {difference}: choose another name")
         if model_sha256 not in (None, made.model.sha256):
             raise StoreError(
                 f"{path} was made with model {made.model.id} ({made.model.sha256[:12]}), not with "
                 f"{str(model_sha256)[:12]}: use that model or choose another name"
             )
+        if layout is not None and (difference := found_layout.mismatch(_storable(layout))):
+            raise StoreError(f"{path} does not fit the raw volume, it has {difference}: choose another name")
         journal = Journal(journal_path(path))
         try:
             found = journals.read(journal.path)

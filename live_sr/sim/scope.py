@@ -32,9 +32,10 @@ from live_sr.errors import InputError
 from live_sr.sim.specimen import Specimen
 
 DETECTORS = ("BSE", "SE")  # backscattered and secondary electrons: detector 0 and 1 of the specimen
-FRAME_KEY = "ScopeFrame"  # in the camera metadata of each frame: its number, counted since the scope was built
+FRAME_KEY = "ScopeFrame"  # camera metadata of each frame: its number, counted since the scope was built
 CACHE_BYTES = 256 * 2**20  # rendered specimen kept; the canvas in use is kept even where it is larger
-MARGIN_PX = 8  # frame pixels rendered around a canvas, so that drift and jitter seldom need another
+MARGIN_PX = 8  # frame pixels around a view that blur and jitter may ask for
+EDGE_PX = MARGIN_PX + MARGIN_PX // 2  # frame pixels around a canvas: that margin, and room to drift
 MAX_DWELL_US = 1e6  # one second per pixel is no scan
 
 
@@ -55,8 +56,8 @@ class ScopeSettings:
     read_noise
         Standard deviation of the detector's own noise, as a fraction of the range from black to white.
     offset, full_scale
-        Grey levels of black and white. The detector averages over the dwell: a longer dwell lowers the noise and
-        leaves the brightness.
+        Grey levels of black and white. The detector averages over the dwell: a longer dwell lowers the noise
+        and leaves the brightness.
     beam_blur_px
         Standard deviation of the beam, frame pixels.
     line_jitter_px
@@ -127,11 +128,18 @@ def build_scope(specimen: Specimen, settings: ScopeSettings | None = None) -> Sc
 
 
 class ScanningScope:
-    """A scanning microscope: `core` is a UniMMCore with camera, stages and shutter; `truth` is what they looked at.
+    """A scanning microscope, and what it looked at. Use as a context manager, or call `close`.
 
-    The core has a pixel size, autoshutter, a focus and an XY stage, and a channel group ``Detector`` with the
-    presets ``BSE`` and ``SE``. Each frame's camera metadata carry its number under `FRAME_KEY`, sequenced or not.
-    Use as a context manager, or call `close`.
+    Attributes
+    ----------
+    core
+        A `UniMMCore` with a camera ``Scan``, stages ``XY`` and ``Z``, a shutter, a pixel size, and a channel
+        group ``Detector`` with the presets ``BSE`` and ``SE``. The camera metadata of each frame carry its
+        number under `FRAME_KEY`, whether it was snapped or part of a sequence.
+    camera
+        The scan itself.
+    settings
+        As given.
     """
 
     def __init__(self, specimen: Specimen, settings: ScopeSettings) -> None:
@@ -160,15 +168,15 @@ class ScanningScope:
     def truth(self, frame: int | Mapping[str, Any]) -> NDArray[np.float32]:
         """Return the noise-free high-resolution image of a frame that was acquired.
 
-        The specimen at the frame's position, depth, detector and drift, without noise, beam blur and line jitter.
-        Blocks of scale x scale pixels average to the noise-free frame. It is rendered again where it is no longer
-        in memory.
+        It is the specimen at the frame's position, depth, detector and drift, without noise, beam blur and
+        line jitter; blocks of scale x scale pixels average to the noise-free frame. It is rendered again where
+        it is no longer in memory.
 
         Parameters
         ----------
         frame
-            The frame's metadata as `frameReady` hands them out, or its number, counted from 0 since the scope was
-            built.
+            The frame's metadata as `frameReady` hands them out, or its number, counted from 0 since the scope
+            was built.
 
         Returns
         -------
@@ -228,7 +236,7 @@ def _range(settings: ScopeSettings) -> int:
 
 
 class _Optics:
-    """Renders views of the specimen, and keeps those in use. Called by the scan and by `truth`, on any thread."""
+    """Renders views of the specimen and keeps those in use; called on any thread."""
 
     def __init__(self, specimen: Specimen, settings: ScopeSettings) -> None:
         self._specimen = specimen
@@ -237,17 +245,15 @@ class _Optics:
         self._cache: OrderedDict[_View, NDArray[np.float32]] = OrderedDict()
 
     def scene(self, view: _View, margin: int) -> NDArray[np.float32]:
-        """Return the specimen in a view with `margin` frame pixels around it, (scale * Y, scale * X) in [0, 1]."""
+        """Return a view in [0, 1], (scale * Y, scale * X) with `margin` more frame pixels on each side."""
         s = self._settings.scale
         room = MARGIN_PX * s
-        base = tuple(round(d / room) * room for d in view.drift)  # the canvas that has this drift in its margin
-        x, y, width, height = view.roi
-        reach = margin * s
-        top = room + (y - margin) * s + room + view.drift[0] - base[0]
-        left = room + (x - margin) * s + room + view.drift[1] - base[1]
+        base = [round(d / room) * room for d in view.drift]  # one canvas serves all drifts around it
         canvas = self._canvas(replace(view, roi=(0, 0, 0, 0), drift=(base[0], base[1])))
-        assert 0 <= top and 0 <= left
-        return canvas[top : top + height * s + 2 * reach, left : left + width * s + 2 * reach]
+        x, y, width, height = view.roi
+        top = EDGE_PX * s + view.drift[0] - base[0] + (y - margin) * s
+        left = EDGE_PX * s + view.drift[1] - base[1] + (x - margin) * s
+        return canvas[top : top + (height + 2 * margin) * s, left : left + (width + 2 * margin) * s]
 
     def _canvas(self, view: _View) -> NDArray[np.float32]:
         with self._lock:
@@ -256,7 +262,7 @@ class _Optics:
                 return canvas
         settings = self._settings
         pixel_um = settings.pixel_size_um / settings.scale
-        rows, cols = (settings.scale * (n + 4 * MARGIN_PX) for n in settings.shape)
+        rows, cols = (settings.scale * (n + 2 * EDGE_PX) for n in settings.shape)
         canvas = self._specimen.render(
             (rows, cols),
             pixel_size_um=pixel_um,
@@ -274,8 +280,8 @@ class _Optics:
 class ScanCamera(CameraDevice):
     """The scan generator and its detectors, as a camera.
 
-    The exposure is the time of a whole frame: pixels times dwell. Setting it sets the dwell, and with it the dose.
-    The beam is on while it scans, whatever the shutter says: a scan generator blanks by itself.
+    The exposure is the time of a whole frame: pixels times dwell. Setting it sets the dwell, and with it the
+    dose. The beam is on while it scans, whatever the shutter says: a scan generator blanks by itself.
     """
 
     def __init__(self, settings: ScopeSettings, optics: _Optics, xy: _XYStage, z: _FocusStage) -> None:
@@ -287,11 +293,13 @@ class ScanCamera(CameraDevice):
         self._detector = DETECTORS[0]
         self._roi = (0, 0, settings.shape[1], settings.shape[0])
         self._halt = threading.Event()
-        self._lock = threading.Lock()  # owns the three below
+        self._owner = (
+            threading.Lock()
+        )  # of the three below; Device has a `_lock` of its own, held during a snap
         self._frames = 0
         self._scanned_s = 0.0  # the clock of the drift: beam-on time, so that it repeats exactly
         self._views: list[tuple[int, _View]] = []  # (first frame, view); only changes of view are recorded
-        self._signal: tuple[_View, NDArray[np.float32]] | None = None  # the last one, for a series at one place
+        self._last: tuple[_View, NDArray[np.float32]] | None = None  # noise-free, for a series at one place
 
     # what Micro-Manager asks
 
@@ -360,9 +368,14 @@ class ScanCamera(CameraDevice):
         self._halt.set()
 
     @property
+    def halted(self) -> bool:
+        """Whether the last scan was ended early."""
+        return self._halt.is_set()
+
+    @property
     def frames(self) -> int:
         """Number of frames delivered so far."""
-        with self._lock:
+        with self._owner:
             return self._frames
 
     def view_of(self, number: int) -> _View:
@@ -373,7 +386,7 @@ class ScanCamera(CameraDevice):
         InputError
             When no such frame was acquired.
         """
-        with self._lock:
+        with self._owner:
             if not 0 <= number < self._frames:
                 raise InputError(f"no frame {number}: {self._frames} have been acquired")
             return self._views[bisect.bisect_right(self._views, number, key=lambda entry: entry[0]) - 1][1]
@@ -401,8 +414,6 @@ class ScanCamera(CameraDevice):
                 due = max(due, time.monotonic() - frame_s) + frame_s  # late once: late from here on, no rush
                 self._halt.wait(max(due - time.monotonic(), 0))
             if self._halt.is_set():
-                if n == 1:
-                    raise RuntimeError("the scan was stopped before the frame was complete")
                 return
             buffer = get_buffer(frame.shape, frame.dtype)
             buffer[:] = frame
@@ -413,16 +424,16 @@ class ScanCamera(CameraDevice):
     def _aim(self) -> tuple[int, _View, float]:
         """Return the next frame's number, view and dwell."""
         step_um = self._settings.pixel_size_um / self._settings.scale
-        with self._lock:
+        with self._owner:
             number, clock = self._frames, self._scanned_s
         drift = tuple(round(v * clock / step_um) for v in self._settings.drift_um_per_s)
-        x_um, y_um = self._xy.get_position_um()
+        x_um, y_um = self._xy.specimen_um
         detector = DETECTORS.index(self._detector)
-        view = _View(y_um, x_um, self._z.get_position_um(), detector, self._roi, (drift[0], drift[1]))
+        view = _View(y_um, x_um, self._z.specimen_um, detector, self._roi, (drift[0], drift[1]))
         return number, view, self._dwell_us
 
     def _record(self, number: int, view: _View, frame_s: float) -> None:
-        with self._lock:
+        with self._owner:
             if not self._views or self._views[-1][1] != view:
                 self._views.append((number, view))
             self._frames = number + 1
@@ -432,48 +443,57 @@ class ScanCamera(CameraDevice):
         """Return one noisy frame (Y, X): electrons, gain, read noise, offset, 16 bits."""
         settings = self._settings
         rng = np.random.default_rng((settings.seed, number))
+        if self._last is None or self._last[0] != view:
+            self._last = view, self._see(view)
+        signal = self._last[1]
         if settings.line_jitter_px:
-            signal = _average(self._jittered(view, rng), settings.scale)
-        elif self._signal is not None and self._signal[0] == view:
-            signal = self._signal[1]
-        else:
-            signal = _average(self._blurred(view, 0), settings.scale)
-            self._signal = view, signal
+            signal = _average(self._jittered(signal, rng), settings.scale)
         electrons = settings.electrons_per_us * dwell_us
         grey = rng.poisson(signal * electrons).astype(np.float32) / np.float32(electrons)
         grey += settings.read_noise * rng.standard_normal(grey.shape, np.float32)
-        return np.clip(np.rint(settings.offset + grey * _range(settings)), 0, 65535).astype(np.uint16)
+        levels = np.rint(settings.offset + grey * _range(settings))
+        return np.asarray(np.clip(levels, 0, 65535), np.uint16)
 
-    def _blurred(self, view: _View, margin: int) -> NDArray[np.float32]:
-        """Return the scene as the beam smears it, `margin` frame pixels wider on each side."""
-        sigma = self._settings.beam_blur_px * self._settings.scale
-        if not sigma:
-            return self._optics.scene(view, margin)
-        edge = min(math.ceil(4 * sigma / self._settings.scale), MARGIN_PX - margin)
-        reach = edge * self._settings.scale
-        taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
-        scene = self._optics.scene(view, margin + edge)
-        for axis in (0, 1):
-            windows = np.lib.stride_tricks.sliding_window_view(scene, len(taps), axis)
-            scene = windows @ (taps / taps.sum()).astype(np.float32)
-        return scene
+    def _see(self, view: _View) -> NDArray[np.float32]:
+        """Return the noise-free frame; where lines jitter, the blurred scene from which they are cut."""
+        s, sigma = self._settings.scale, self._settings.beam_blur_px
+        edge = self._jitter_edge
+        reach = min(math.ceil(4 * sigma), MARGIN_PX - edge)
+        scene = _blurred(self._optics.scene(view, edge + reach), sigma * s, reach * s)
+        return scene if edge else _average(scene, s)
 
-    def _jittered(self, view: _View, rng: np.random.Generator) -> NDArray[np.float32]:
+    @property
+    def _jitter_edge(self) -> int:
+        """Frame pixels that a line may be displaced by."""
+        return min(math.ceil(4 * self._settings.line_jitter_px), MARGIN_PX // 2)
+
+    def _jittered(self, scene: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
         """Return the scene with each scan line displaced along x, in steps of a truth pixel."""
         s = self._settings.scale
-        edge = min(math.ceil(4 * self._settings.line_jitter_px), MARGIN_PX // 2)
-        scene = self._blurred(view, edge)
-        rows, cols = view.roi[3], view.roi[2] * s
-        off = rng.normal(edge * s, self._settings.line_jitter_px * s, rows)
-        start = np.clip(np.rint(off), 0, 2 * edge * s).astype(np.int64).repeat(s)
-        lines = scene[edge * s : edge * s + rows * s]
-        return np.take_along_axis(lines, start[:, None] + np.arange(cols), axis=1)
+        edge = self._jitter_edge * s
+        rows, cols = scene.shape[0] - 2 * edge, scene.shape[1] - 2 * edge
+        off = rng.normal(edge, self._settings.line_jitter_px * s, rows // s)
+        start = np.clip(np.rint(off), 0, 2 * edge).astype(np.int64).repeat(s)
+        return np.take_along_axis(scene[edge : edge + rows], start[:, None] + np.arange(cols), axis=1)
+
+
+def _blurred(scene: NDArray[np.float32], sigma: float, reach: int) -> NDArray[np.float32]:
+    """Return the scene under a Gaussian of `sigma` pixels, `reach` pixels smaller on each side."""
+    if not sigma:
+        return scene
+    taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2).astype(np.float32)
+    taps /= taps.sum()
+    for axis in (0, 1):
+        n = scene.shape[axis] - 2 * reach
+        parts = (tap * scene.take(range(k, k + n), axis) for k, tap in enumerate(taps))
+        scene = np.asarray(sum(parts), np.float32)
+    return scene
 
 
 def _average(scene: NDArray[np.float32], scale: int) -> NDArray[np.float32]:
     """Return the mean of each scale x scale block: what a pixel sees while the beam rests on it."""
     rows, cols = (n // scale for n in scene.shape)
-    return scene.reshape(rows, scale, cols, scale).mean((1, 3), dtype=np.float32)
+    return np.asarray(scene.reshape(rows, scale, cols, scale).mean((1, 3)), np.float32)
 
 
 class _XYStage(XYStageDevice):
@@ -554,7 +574,7 @@ class _Blanker(ShutterDevice):
 
 
 class _ScopeCore(UniMMCore):
-    """Stops the scan when the sequence is stopped; otherwise the frame would be waited for."""
+    """Ends the frame being scanned when the sequence is stopped, and delivers no stale one in its place."""
 
     def __init__(self, camera: ScanCamera) -> None:
         super().__init__()
@@ -563,6 +583,11 @@ class _ScopeCore(UniMMCore):
     def stopSequenceAcquisition(self, cameraLabel: str | None = None) -> None:
         self._scan_camera.halt()
         super().stopSequenceAcquisition(cameraLabel)
+
+    def snapImage(self) -> None:
+        super().snapImage()
+        if self._scan_camera.halted:
+            raise RuntimeError("the scan was stopped before its frame was complete")
 
 
 class _Engine(MDAEngine):

@@ -595,8 +595,8 @@ def _divide(
     return some[near].reshape(u.shape[1:]), some[far].reshape(u.shape[1:]), gap.reshape(u.shape[1:])
 
 
-def _to_planes(lead: NDArray[Any], step: Float, gram: Float) -> Float:
-    """Return the distances (n, pixels) to the planes towards n neighbours `step` away, from their power leads.
+def _to_planes(lead: NDArray[Any], step: NDArray[Any], gram: Float) -> Float:
+    """Return the distances (n, pixels) to the planes towards n neighbours `step` away, from power leads.
 
     A lead grows by 2 |step . du/dx| along the steepest way; the square of that is a quadratic form in `step`.
     """

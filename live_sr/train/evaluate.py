@@ -18,12 +18,15 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from live_sr.errors import InputError
 from live_sr.frame import Pixels
+from live_sr.sim.specimen import Neuropil
 from live_sr.train.dataset import Float, read_images, to_unit
 from live_sr.upscaler import Upscaler, bilinear
 
 DOSE = 40.0  # electrons per raw pixel at full scale: low, but the tissue is still recognised by eye
 READ_NOISE = 4 / 255  # of full scale: four grey levels of an 8-bit detector
 SSIM_WINDOW = 7  # pixels, scikit-image's default
+EDGE = 512  # pixels of a procedural truth: some thirty neurites
+EVALUATION_SEED = 20_000  # apart from the seeds of training runs, which are small numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,16 +110,66 @@ def evaluate(
     """
     if not files:
         raise InputError("nothing to evaluate on: name at least one high-resolution image")
+    return _evaluate(upscaler, (_read(path) for path in progress(files)), dose, read_noise, seed)
+
+
+def evaluate_procedural(
+    upscaler: Upscaler,
+    images: int = 8,
+    *,
+    pixel_size_um: float = 0.016,
+    dose: float = DOSE,
+    read_noise: float = READ_NOISE,
+    seed: int = 0,
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> Evaluation:
+    """The same on noise-free renderings of tissues that training has not seen, 512 x 512 pixels of truth each.
+
+    Parameters
+    ----------
+    images : int
+        How many different tissues.
+    pixel_size_um : float
+        Of the raw frame.
+
+    Raises
+    ------
+    InputError
+        When `images` is less than 1.
+    """
+    if images < 1:
+        raise InputError(f"nothing to evaluate on: asked for {images} procedural images")
+    scale = upscaler.info.scale
+
+    def render(n: int) -> tuple[str, list[Pixels]]:
+        rng = np.random.default_rng([EVALUATION_SEED, n])
+        truth = Neuropil.random(rng).render((EDGE, EDGE), pixel_size_um=pixel_size_um / scale)
+        return f"neuropil {n}", [np.rint(truth * 65535).astype(np.uint16)]
+
+    return _evaluate(upscaler, (render(n) for n in progress(range(images))), dose, read_noise, seed)
+
+
+def _read(path: Path) -> tuple[str, list[Pixels]]:
+    return path.name, read_images(path)
+
+
+def _evaluate(
+    upscaler: Upscaler,
+    named: Iterable[tuple[str, list[Pixels]]],
+    dose: float,
+    read_noise: float,
+    seed: int,
+) -> Evaluation:
     info = upscaler.info
     rng = np.random.default_rng(seed)
     rows, everything = [], []
-    for path in progress(files):
+    for name, images in named:
         results = []
-        for image in read_images(path):
+        for image in images:
             truth = crop_to_scale(image, info.scale)
             raw = simulate(truth, info.scale, dose=dose, read_noise=read_noise, dtype=image.dtype.name, rng=rng)
             results.append(compare(upscaler, raw, truth))
-        rows.append(_mean_row(path.name, results))
+        rows.append(_mean_row(name, results))
         everything += results
     return Evaluation(
         model=info.id,

@@ -261,6 +261,8 @@ def fit(
 def export(settings: TrainSettings, checkpoint: Path, used: Iterable[File], out: Path) -> Path:
     """Write a checkpoint's best weights as a model file, with its dated entry; the run may still go on."""
     content = _read_checkpoint(checkpoint)
+    if content["best"] is None:
+        raise InputError(f"{checkpoint} stopped before its first validation: resume the run")
     network = SuperResolver(settings.network)
     network.load_state_dict(content["best_weights"])
     _channels_last(network)  # the file keeps it: measured up to twice as fast on a CPU

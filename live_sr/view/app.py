@@ -116,6 +116,7 @@ class Watcher:
         self.status: FeedStatus | None = None
         self.heard_at: float | None = None  # time.monotonic() of the last good message
         self.frames = 0  # frames received, repeats included
+        self.failed = False  # the thread ended by an error of ours
         self.ignored = 0  # messages that were not understood
         self.on_change: Callable[[], None] = lambda: None  # called on the thread
         self._pair: Picture | None = None
@@ -142,15 +143,20 @@ class Watcher:
         return None if self.heard_at is None else time.monotonic() - self.heard_at
 
     def _run(self) -> None:
-        with zmq.Context() as context, context.socket(zmq.SUB) as sub:
-            sub.linger = 0
-            sub.rcvhwm = 2
-            sub.maxmsgsize = MAX_MESSAGE
-            sub.subscribe(b"")
-            sub.connect(self.address)
-            while not self._ended.is_set():
-                if sub.poll(POLL_MS):
-                    self._drain(sub)
+        try:
+            with zmq.Context() as context, context.socket(zmq.SUB) as sub:
+                sub.linger = 0
+                sub.rcvhwm = 2
+                sub.maxmsgsize = MAX_MESSAGE
+                sub.subscribe(b"")
+                sub.connect(self.address)
+                while not self._ended.is_set():
+                    if sub.poll(POLL_MS):
+                        self._drain(sub)
+        except Exception:
+            log.exception("reading the feed %s failed: start live-sr view again", self.address)
+            self.failed = True
+            self.on_change()
 
     def _drain(self, sub: zmq.Socket[bytes]) -> None:
         """Read all that waits, look only at the newest of each kind."""
@@ -363,6 +369,7 @@ def report(watcher: Watcher) -> dict[str, Any]:
             "silent_s": watcher.silent_s,
             "frames": watcher.frames,
             "ignored": watcher.ignored,
+            "failed": watcher.failed,
         },
         "status": watcher.status,
     }
@@ -410,7 +417,9 @@ class Pages:
         return FileResponse(STATIC / "index.html")
 
     async def healthz(self, request: Request) -> Response:
-        """Whether this process serves; says nothing about the acquisition."""
+        """Whether this process does its work; says nothing about the acquisition."""
+        if self._watcher.failed:
+            return PlainTextResponse("reading the feed failed: start live-sr view again\n", status_code=503)
         return PlainTextResponse("ok\n")
 
     async def status(self, request: Request) -> Response:

@@ -96,8 +96,7 @@ def to_8bit(pixels: Pixels, window: Window) -> Grey:
     values = np.arange(np.iinfo(pixels.dtype).max + 1, dtype=np.float64)
     # A window narrower than one grey level is a step: everything above it is white.
     table = np.rint(np.clip((values - low) / max(high - low, 1e-9), 0, 1) * 255).astype(np.uint8)
-    grey: Grey = np.take(table, pixels)
-    return grey
+    return table[pixels]
 
 
 Encoding = Literal["image/jpeg", "image/png"]
@@ -130,8 +129,8 @@ class Panel:
     label: str
 
 
-def side_by_side(left: Panel, right: Panel, *, field_um: float | None, field_px: int) -> bytes:
-    """A PNG of two views of one field, equally large, labelled, each with a scale bar.
+def side_by_side(*panels: Panel, field_um: float | None, field_px: int) -> bytes:
+    """A PNG of several views of one field, equally large, labelled, each with a scale bar.
 
     Parameters
     ----------
@@ -143,17 +142,18 @@ def side_by_side(left: Panel, right: Panel, *, field_um: float | None, field_px:
     Raises
     ------
     InputError
-        When both panels are empty.
+        When all panels are empty.
     """
-    shapes = [panel.grey.shape for panel in (left, right) if panel.grey is not None]
+    shapes = [panel.grey.shape for panel in panels if panel.grey is not None]
     if not shapes:
-        raise InputError("nothing to draw: both panels are empty")
+        raise InputError("nothing to draw: all panels are empty")
     height, width = max(shapes)
     grow = -(-MIN_PANEL // width)
     height, width = height * grow, width * grow
     gap = max(4, width // 128)
-    canvas = Image.new("L", (2 * width + gap, height), color=255)
-    for x, panel in ((0, left), (width + gap, right)):
+    canvas = Image.new("L", (len(panels) * (width + gap) - gap, height), color=255)
+    for i, panel in enumerate(panels):
+        x = i * (width + gap)
         half = np.zeros((height, width), np.uint8) if panel.grey is None else _grow(panel.grey, height, width)
         canvas.paste(Image.fromarray(half), (x, 0))
         _annotate(canvas, x, width, panel.label, field_um, field_px)

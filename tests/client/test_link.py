@@ -173,6 +173,12 @@ def test_a_refused_frame_is_reported_once_and_the_next_is_served() -> None:
         assert ends.results.get(timeout=WAIT_S).seq == 1
 
 
+def test_ipv6_loopback_works() -> None:
+    ends = Ends([frame(0)])
+    with serving(address="tcp://[::1]:*") as server, linked(server.address, ends):
+        assert ends.results.get(timeout=WAIT_S).seq == 0
+
+
 def test_a_faulty_result_is_not_believed() -> None:
     """A peer that answers with the wrong size is reported, and its pixels go nowhere."""
     ends = Ends([frame(3)])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import http.client
 import io
 import json
@@ -18,13 +19,14 @@ import pytest
 import zmq
 from numpy.typing import NDArray
 from PIL import Image
+from starlette.requests import Request
 from view_process import page_process
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from live_sr.client.feed import Feed, FeedStatus, FrameInfo, frame_message, status_message
 from live_sr.errors import ConfigError
-from live_sr.view.app import MAX_BROWSERS, Ask, Watcher, run
+from live_sr.view.app import MAX_BROWSERS, Ask, Pages, Watcher, report, run
 
 PATIENCE_S = 20.0  # for a loaded machine; nothing waits this long when it works
 
@@ -71,7 +73,8 @@ class Watched:
     def sides(self) -> tuple[int | None, int | None]:
         """Frame numbers on show."""
         show = self.watcher.on_show
-        return (show.left and show.left.frame.seq, show.right and show.right.frame.seq)
+        left, right = (side.frame.seq if side is not None else None for side in (show.left, show.right))
+        return left, right
 
 
 @pytest.fixture
@@ -159,6 +162,18 @@ def test_garbage_is_ignored_and_counted(watched: Watched, caplog: pytest.LogCapt
     assert len(caplog.records) == 1, "one warning, not one per message"
 
 
+def test_an_error_of_our_own_is_told(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delattr("live_sr.view.app.decode")
+    watched.pair(1)
+    watched.wait(lambda: watched.watcher.failed)
+    assert "start live-sr view again" in caplog.text
+    answer = asyncio.run(Pages(watched.watcher).healthz(Request({"type": "http"})))
+    assert answer.status_code == 503
+    assert report(watched.watcher)["feed"]["failed"] is True
+
+
 # -------------------------------------------------------------------- the process
 
 
@@ -177,9 +192,9 @@ class Site:
             connection.close()
 
     def open(self, **options: Any) -> ClientConnection:
-        return connect(
-            self.url.replace("http", "ws") + "/ws", open_timeout=PATIENCE_S, max_size=None, **options
-        )
+        address = self.url.replace("http", "ws") + "/ws"
+        page: ClientConnection = connect(address, open_timeout=PATIENCE_S, max_size=None, **options)
+        return page
 
 
 @pytest.fixture(scope="module")

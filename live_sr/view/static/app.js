@@ -274,6 +274,7 @@ function showFrame() {
     if (m.pixel_size_um) parts.push(`${Number((m.pixel_size_um / m.scale * 1000).toPrecision(3))} nm/px`);
     if (m.step > 1) parts.push(`shown 1 : ${m.step}`);
     if (side.name === "right" && m.deferred) parts.push("deferred");
+    if (m.type === "image/png") parts.push("exact pixels");
     side.what.textContent = parts.join("  ·  ");
   }
 }
@@ -306,6 +307,7 @@ function silentFor() {
 
 function alarms(status, silent) {
   if (!connected) return ["This page has lost contact with live-sr view: the picture is old. Start it again."];
+  if (report?.feed.failed) return ["live-sr view has failed: the picture is old. Start it again; its log says why."];
   if (!status) return [];
   const running = status.state === "acquiring" || status.state === "draining";
   const found = [...status.alarms];
@@ -484,7 +486,7 @@ document.addEventListener("click", (event) => { if (event.detail > 0) document.a
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || $("help").open) return;
-  if (event.key === " " && event.target.closest("button, input")) return;
+  if (event.key === " " && event.target.closest("button, [type=checkbox]")) return;
   const keys = {
     " ": () => setPaused(!paused),
     f: fit,

@@ -1,0 +1,98 @@
+"""What can be known before the first exposure: room on the disks, names that are taken, doubts about models."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from live_sr.acquire.plan import Plan
+from live_sr.client.journal import journal_path
+from live_sr.client.link import LinkStatus
+from live_sr.errors import StoreError
+from live_sr.frame import DTYPES
+from live_sr.wire.messages import ModelInfo
+
+
+def refuse_existing(path: Path) -> None:
+    """Nothing is ever overwritten.
+
+    Raises
+    ------
+    StoreError
+        When `path` is taken.
+    """
+    if path.exists():
+        raise StoreError(f"{path} exists: choose another name, nothing is ever overwritten")
+
+
+def refuse_existing_volume(path: Path) -> None:
+    """As :func:`refuse_existing`, for a super-resolved volume and the journal beside it."""
+    refuse_existing(path)
+    refuse_existing(journal_path(path))
+
+
+def numbered(path: Path, number: int) -> Path:
+    """`path` for the first run, ``NAME-2`` and so on after that; further on while a name is taken."""
+    stem, dot, suffixes = path.name.partition(".")
+    while True:
+        found = path if number == 1 else path.with_name(f"{stem}-{number}{dot}{suffixes}")
+        if not found.exists() and not journal_path(found).exists():
+            return found
+        number += 1
+
+
+def raw_has_no_room(plan: Plan, raw: Path | None) -> str | None:
+    """Why a disk cannot hold the raw data; None when it can, or their length is not known."""
+    if plan.n_frames is None or raw is None:
+        return None
+    return _no_room([(raw, plan.n_frames * plan.frame_bytes)])
+
+
+def all_has_no_room(plan: Plan, raw: Path | None, sr: Path | None, scale: int) -> str | None:
+    """Why the disks may not hold raw and super-resolved data together, if those do not compress at all."""
+    if plan.n_frames is None or sr is None:
+        return None
+    nbytes = plan.n_frames * plan.frame_bytes
+    return _no_room([(sr, nbytes * scale**2), *([(raw, nbytes)] if raw is not None else [])])
+
+
+def doubts(plan: Plan, model: ModelInfo | None, servers: Sequence[LinkStatus]) -> list[str]:
+    """Nothing to stop for, but the operator should know."""
+    found = []
+    if plan.dtype not in DTYPES:
+        found.append(f"the camera delivers {plan.dtype}, live-sr restores {' and '.join(DTYPES)}")
+    if not any(s.state == "ready" for s in servers):
+        where = ", ".join(f"{s.address} ({s.detail})" for s in servers)
+        found.append(f"no server is ready yet: {where}. Raw is stored; frames are finished when one is")
+    if model is not None and (valid := model.pixel_size_um) is not None:
+        low, high = valid
+        size = plan.pixel_size_um
+        if size <= 0:
+            found.append(
+                f"the pixel size is unknown: {model.id} is for {low:g} to {high:g} µm; define a pixel size"
+            )
+        elif not low <= size <= high:
+            found.append(
+                f"the pixel size is {size:g} µm, {model.id} was trained for {low:g} to {high:g} µm: "
+                "judge its results with care"
+            )
+    return found
+
+
+def _no_room(needs: Iterable[tuple[Path, int]]) -> str | None:
+    by_disk: dict[int, tuple[Path, int]] = {}
+    for path, nbytes in needs:
+        folder = path.absolute().parent
+        while not folder.exists():
+            folder = folder.parent
+        disk = folder.stat().st_dev
+        by_disk[disk] = (folder, nbytes + by_disk.get(disk, (folder, 0))[1])
+    for folder, nbytes in by_disk.values():
+        free = shutil.disk_usage(folder).free
+        if free < nbytes:
+            return (
+                f"the disk of {folder} has {free / 1e6:.1f} MB left, the sequence takes up to "
+                f"{nbytes / 1e6:.1f} MB: free some space, or save elsewhere"
+            )
+    return None

@@ -1,0 +1,156 @@
+"""A whole rig for tests: Micro-Manager's demo camera, a server, and the comparison of what they left on disk."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import useq
+from pymmcore_plus import CMMCorePlus
+
+from live_sr.client.volume import VolumeReader
+from live_sr.config import ServerSettings
+from live_sr.frame import Pixels
+from live_sr.serve.loop import Server
+from live_sr.upscaler import Bilinear, bilinear
+
+WAIT_S = 20
+SHAPE = (48, 64)  # (Y, X): not square, so that a swap of the axes shows
+SCALE = 2
+
+@pytest.fixture
+def mmc() -> Iterator[CMMCorePlus]:
+    """A core with the demo configuration: small frames, short exposures."""
+    logging.getLogger("pymmcore-plus").setLevel(logging.ERROR)
+    core = CMMCorePlus()
+    core.loadSystemConfiguration()
+    y, x = SHAPE
+    core.setROI(0, 0, x, y)
+    core.setExposure(1)
+    yield core
+    core.mda.cancel()
+    core.unloadAllDevices()  # or a callback thread of Micro-Manager's outlives the interpreter
+
+
+class Gated(Bilinear):
+    """Computes a frame for every permit; once opened, without."""
+
+    def __init__(self, scale: int = SCALE, permits: int = 0) -> None:
+        super().__init__(scale)
+        self._permits = threading.Semaphore(permits)
+        self._open = threading.Event()
+
+    def permit(self, n: int = 1) -> None:
+        """Let `n` more frames through."""
+        self._permits.release(n)
+
+    def open(self) -> None:
+        """Let every frame through from now on."""
+        self._open.set()
+        self._permits.release()
+
+    def upscale(self, frames: Sequence[Pixels]) -> list[Pixels]:
+        """Wait for a permit, then interpolate."""
+        assert self._open.is_set() or self._permits.acquire(timeout=WAIT_S)
+        return super().upscale(frames)
+
+
+@contextmanager
+def serving(upscaler: Bilinear | None = None, address: str = "tcp://127.0.0.1:*") -> Iterator[Server]:
+    """A server in this process."""
+    with Server(upscaler or Bilinear(SCALE), ServerSettings(bind=address, warm_shapes=())) as server:
+        yield server
+
+
+def assert_restored(raw: Path, sr: Path, scale: int = SCALE, frames: int | None = None) -> None:
+    """Every frame of `sr` is what the stand-in model makes of the frame of `raw` at the same place."""
+    with VolumeReader(raw) as low, VolumeReader(sr) as high:
+        a, b = low.layout, high.layout
+        assert [x.name for x in a.axes] == [x.name for x in b.axes]
+        assert [p.path for p in a.positions] == [p.path for p in b.positions]
+        assert b.dtype == a.dtype
+        for x, y in zip(a.index_axes, b.index_axes, strict=True):
+            assert (x.size, x.scale) == (y.size, y.scale)
+        for x, y in zip(a.frame_axes, b.frame_axes, strict=True):
+            assert x.size is not None
+            assert y.size == x.size * scale
+            assert y.scale == pytest.approx((x.scale or 1.0) / scale)
+            assert y.translation == pytest.approx(-(1 - 1 / scale) / 2 * (x.scale or 1.0))
+        n = 0
+        for index in low.indices():
+            np.testing.assert_array_equal(high.read(index), bilinear(low.read(index), scale), err_msg=str(index))
+            n += 1
+        assert n > 1
+        assert frames in (None, n)
+        few = [low.read(index) for index in itertools.islice(low.indices(), 2)]
+        assert not np.array_equal(*few), "frames of the demo camera differ, or a wrong place would not show"
+
+
+def use_two_cameras(core: CMMCorePlus) -> None:
+    """Make the core's camera a "Multi Camera" of two demo cameras."""
+    y, x = SHAPE
+    core.loadDevice("Camera 2", "DemoCamera", "DCam")
+    core.loadDevice("Both", "Utilities", "Multi Camera")
+    for label in ("Camera 2", "Both"):
+        core.initializeDevice(label)
+    core.setProperty("Both", "Physical Camera 1", "Camera")
+    core.setProperty("Both", "Physical Camera 2", "Camera 2")
+    for name in ("PixelType", "BitDepth", "Binning"):
+        core.setProperty("Camera 2", name, core.getProperty("Camera", name))
+    core.setROI("Camera 2", 0, 0, x, y)
+    core.setCameraDevice("Both")
+    core.setExposure(1)
+
+
+SEQUENCES = {
+    "t": useq.MDASequence(time_plan={"interval": 0, "loops": 4}),
+    "t c z": useq.MDASequence(
+        axis_order="tcz",
+        channels=["DAPI", "FITC"],
+        z_plan={"range": 2, "step": 1},
+        time_plan={"interval": 0, "loops": 2},
+    ),
+    "z fastest but c": useq.MDASequence(
+        axis_order="tzc",
+        channels=["DAPI", "FITC"],
+        z_plan={"range": 2, "step": 1},
+        time_plan={"interval": 0, "loops": 2},
+    ),
+    "positions": useq.MDASequence(
+        axis_order="tpc",
+        stage_positions=[(0, 0), (10, 5), (20, 0)],
+        channels=["DAPI", "FITC"],
+        time_plan={"interval": 0, "loops": 2},
+    ),
+    "positions with grid": useq.MDASequence(
+        stage_positions=[(0, 0), (1000, 500)],
+        grid_plan={"rows": 2, "columns": 2},
+        channels=["DAPI", "FITC"],
+    ),
+    "one position with its own grid": useq.MDASequence(
+        stage_positions=[
+            {"x": 0, "y": 0, "name": "a"},
+            {"x": 9, "y": 9, "name": "b", "sequence": {"grid_plan": {"rows": 1, "columns": 2}}},
+        ],
+        channels=["DAPI", "FITC"],
+    ),
+    "grid": useq.MDASequence(grid_plan={"rows": 2, "columns": 2}, time_plan={"interval": 0, "loops": 2}),
+    "well plate": useq.MDASequence(
+        stage_positions={"plate": 96, "a1_center_xy": (0, 0), "selected_wells": ([0, 1], [0, 1])},
+        channels=["DAPI", "FITC"],
+    ),
+    "not at every time": useq.MDASequence(
+        channels=["DAPI", {"config": "FITC", "acquire_every": 2}], time_plan={"interval": 0, "loops": 4}
+    ),
+    "not at every z": useq.MDASequence(
+        channels=["DAPI", {"config": "FITC", "do_stack": False}], z_plan={"range": 2, "step": 1}
+    ),
+    "for a time": useq.MDASequence(time_plan={"interval": {"milliseconds": 20}, "duration": {"milliseconds": 100}}),
+}
+"""One of each kind of sequence."""
