@@ -1,4 +1,4 @@
-"""A whole rig for tests: Micro-Manager's demo camera, a server, and the comparison of what they left on disk."""
+"""A rig for tests: Micro-Manager's demo camera, a server, and the comparison of what they left on disk."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from live_sr.upscaler import Bilinear, bilinear
 WAIT_S = 20
 SHAPE = (48, 64)  # (Y, X): not square, so that a swap of the axes shows
 SCALE = 2
+
 
 @pytest.fixture
 def mmc() -> Iterator[CMMCorePlus]:
@@ -84,7 +85,9 @@ def assert_restored(raw: Path, sr: Path, scale: int = SCALE, frames: int | None 
             assert y.translation == pytest.approx(-(1 - 1 / scale) / 2 * (x.scale or 1.0))
         n = 0
         for index in low.indices():
-            np.testing.assert_array_equal(high.read(index), bilinear(low.read(index), scale), err_msg=str(index))
+            np.testing.assert_array_equal(
+                high.read(index), bilinear(low.read(index), scale), err_msg=str(index)
+            )
             n += 1
         assert n > 1
         assert frames in (None, n)
@@ -151,6 +154,8 @@ SEQUENCES = {
     "not at every z": useq.MDASequence(
         channels=["DAPI", {"config": "FITC", "do_stack": False}], z_plan={"range": 2, "step": 1}
     ),
-    "for a time": useq.MDASequence(time_plan={"interval": {"milliseconds": 20}, "duration": {"milliseconds": 100}}),
+    "for a time": useq.MDASequence(
+        time_plan={"interval": {"milliseconds": 20}, "duration": {"milliseconds": 100}}
+    ),
 }
 """One of each kind of sequence."""

@@ -9,7 +9,6 @@ import json
 import queue
 import socket
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ import tensorstore
 import useq
 import zarr
 from pymmcore_plus import CMMCorePlus
-from pymmcore_plus.mda import MDAEngine, SkipEvent
 
 from conftest import ServerProcess
 from live_sr import LiveSR
@@ -27,7 +25,6 @@ from live_sr.acquire.session import SessionReport
 from live_sr.client import journal
 from live_sr.client.journal import journal_path
 from live_sr.client.volume import VolumeReader
-from live_sr.errors import ConfigError, InputError, StoreError
 from live_sr.frame import Counts
 from live_sr.upscaler import bilinear
 from rig import (  # noqa: F401  mmc is a fixture
@@ -75,7 +72,9 @@ def assert_clean(report: SessionReport, n: int) -> None:
 
 
 @pytest.mark.parametrize("name", [*SEQUENCES, "generator", "two cameras", "two cameras and positions"])
-def test_the_volume_has_raws_axes_and_every_frame_at_its_place(mmc: CMMCorePlus, tmp_path: Path, name: str) -> None:  # noqa: F811
+def test_the_volume_has_raws_axes_and_every_frame_at_its_place(
+    mmc: CMMCorePlus, tmp_path: Path, name: str
+) -> None:
     raw, sr_path = paths(tmp_path)
     events: Any = SEQUENCES.get(name, SEQUENCES["t c z"])
     if name == "generator":
@@ -95,7 +94,7 @@ def test_the_volume_has_raws_axes_and_every_frame_at_its_place(mmc: CMMCorePlus,
     assert not list(tmp_path.glob("*rescued*"))
 
 
-def test_the_volume_opens_in_zarr_and_tensorstore(mmc: CMMCorePlus, tmp_path: Path) -> None:  # noqa: F811
+def test_the_volume_opens_in_zarr_and_tensorstore(mmc: CMMCorePlus, tmp_path: Path) -> None:
     raw, sr_path = paths(tmp_path)
     with serving() as server, LiveSR(server.address, save=sr_path) as sr:
         sr.attach(mmc)
@@ -119,7 +118,7 @@ def test_the_volume_opens_in_zarr_and_tensorstore(mmc: CMMCorePlus, tmp_path: Pa
     assert lines.end is not None
 
 
-def test_listeners_of_raw_frames_work_on_restored_ones(mmc: CMMCorePlus, tmp_path: Path) -> None:  # noqa: F811
+def test_listeners_of_raw_frames_work_on_restored_ones(mmc: CMMCorePlus, tmp_path: Path) -> None:
     raw: dict[tuple[tuple[str, int], ...], tuple[Any, float]] = {}
     restored: dict[tuple[tuple[str, int], ...], tuple[Any, dict[str, Any]]] = {}
 
@@ -146,7 +145,7 @@ def test_listeners_of_raw_frames_work_on_restored_ones(mmc: CMMCorePlus, tmp_pat
 # --------------------------------------------------------------------------------- ways in
 
 
-def test_attached_and_given_as_output_each_frame_comes_once(mmc: CMMCorePlus, tmp_path: Path) -> None:  # noqa: F811
+def test_attached_and_given_as_output_each_frame_comes_once(mmc: CMMCorePlus, tmp_path: Path) -> None:
     raw, sr_path = paths(tmp_path)
     with serving() as server, LiveSR(server.address, save=sr_path) as sr:
         sr.attach(mmc)
@@ -156,7 +155,7 @@ def test_attached_and_given_as_output_each_frame_comes_once(mmc: CMMCorePlus, tm
     assert_restored(raw, sr_path)
 
 
-def test_given_as_output_of_the_instance_raw_is_found(tmp_path: Path, mmc: CMMCorePlus) -> None:  # noqa: F811
+def test_given_as_output_of_the_instance_raw_is_found(tmp_path: Path, mmc: CMMCorePlus) -> None:
     assert CMMCorePlus.instance() is mmc
     raw, sr_path = paths(tmp_path)
     with serving() as server, LiveSR(server.address, save=sr_path) as sr:
@@ -168,7 +167,7 @@ def test_given_as_output_of_the_instance_raw_is_found(tmp_path: Path, mmc: CMMCo
     assert_restored(raw, sr_path)
 
 
-def test_given_as_output_of_an_unknown_core_pixels_are_kept_here(mmc: CMMCorePlus, tmp_path: Path) -> None:  # noqa: F811
+def test_given_as_output_of_an_unknown_core_pixels_are_kept_here(mmc: CMMCorePlus, tmp_path: Path) -> None:
     assert CMMCorePlus.instance() is mmc
     other = CMMCorePlus()
     other.loadSystemConfiguration()
@@ -185,7 +184,7 @@ def test_given_as_output_of_an_unknown_core_pixels_are_kept_here(mmc: CMMCorePlu
 
 @pytest.mark.parametrize("output", [None, "memory"])
 def test_without_raw_on_disk_pixels_are_kept_until_they_are_restored(
-    mmc: CMMCorePlus,  # noqa: F811
+    mmc: CMMCorePlus,
     tmp_path: Path,
     output: str | None,
 ) -> None:
@@ -200,7 +199,7 @@ def test_without_raw_on_disk_pixels_are_kept_until_they_are_restored(
 
 
 @pytest.mark.parametrize("name", ["t c z", "positions"])
-def test_ome_tiff_is_verified_after_its_close(mmc: CMMCorePlus, tmp_path: Path, name: str) -> None:  # noqa: F811
+def test_ome_tiff_is_verified_after_its_close(mmc: CMMCorePlus, tmp_path: Path, name: str) -> None:
     with serving() as server, LiveSR(server.address, save=tmp_path / "sr.ome.zarr") as sr:
         sr.attach(mmc)
         mmc.run_mda(SEQUENCES[name], output=tmp_path / "raw.ome.tiff", block=True)
@@ -212,7 +211,7 @@ def test_ome_tiff_is_verified_after_its_close(mmc: CMMCorePlus, tmp_path: Path, 
     "t", [{"chunk_size": 4}, {"chunk_size": 1, "shard_size_chunks": 4}], ids=["chunks", "shards"]
 )
 def test_raw_in_larger_chunks_is_verified_without_a_false_alarm(
-    mmc: CMMCorePlus,  # noqa: F811
+    mmc: CMMCorePlus,
     tmp_path: Path,
     t: Any,
 ) -> None:
@@ -225,7 +224,7 @@ def test_raw_in_larger_chunks_is_verified_without_a_false_alarm(
     assert_restored(raw, sr_path)
 
 
-def test_two_runs_of_a_session_make_two_volumes(mmc: CMMCorePlus, tmp_path: Path) -> None:  # noqa: F811
+def test_two_runs_of_a_session_make_two_volumes(mmc: CMMCorePlus, tmp_path: Path) -> None:
     sequence = frames(3)
     with serving() as server, LiveSR(server.address, save=tmp_path / "sr.ome.zarr") as sr:
         sr.attach(mmc)
@@ -238,7 +237,7 @@ def test_two_runs_of_a_session_make_two_volumes(mmc: CMMCorePlus, tmp_path: Path
     assert_restored(tmp_path / "raw2.ome.zarr", tmp_path / "sr-2.ome.zarr")
 
 
-def test_a_run_that_nobody_joined_is_waited_for(mmc: CMMCorePlus, tmp_path: Path) -> None:  # noqa: F811
+def test_a_run_that_nobody_joined_is_waited_for(mmc: CMMCorePlus, tmp_path: Path) -> None:
     raw, sr_path = paths(tmp_path)
     with serving() as server, LiveSR(server.address, save=sr_path) as sr:
         sr.attach(mmc)
@@ -250,7 +249,7 @@ def test_a_run_that_nobody_joined_is_waited_for(mmc: CMMCorePlus, tmp_path: Path
 # --------------------------------------------------------------------------------- accounting
 
 
-def test_the_ledger_closes_at_every_sample(mmc: CMMCorePlus, tmp_path: Path) -> None:  # noqa: F811
+def test_the_ledger_closes_at_every_sample(mmc: CMMCorePlus, tmp_path: Path) -> None:
     raw, sr_path = paths(tmp_path)
     gate = Gated()
     samples: list[Counts] = []
@@ -278,7 +277,7 @@ def test_the_ledger_closes_at_every_sample(mmc: CMMCorePlus, tmp_path: Path) -> 
     assert_clean(report, 20)
 
 
-def test_in_order_frames_come_in_the_order_of_acquisition(mmc: CMMCorePlus, tmp_path: Path) -> None:  # noqa: F811
+def test_in_order_frames_come_in_the_order_of_acquisition(mmc: CMMCorePlus, tmp_path: Path) -> None:
     gate, got = Gated(), []
     with serving(gate) as server, LiveSR(server.address, ordered=True) as sr:
         sr.attach(mmc)
@@ -292,7 +291,7 @@ def test_in_order_frames_come_in_the_order_of_acquisition(mmc: CMMCorePlus, tmp_
 
 
 def test_a_listener_that_raises_or_blocks_harms_nothing(
-    mmc: CMMCorePlus,  # noqa: F811
+    mmc: CMMCorePlus,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -333,7 +332,7 @@ class Raising:
 
 # The relay thread dies of it, which pytest reports as an unhandled exception of a thread.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_another_output_that_raises_is_noticed_and_nothing_hangs(mmc: CMMCorePlus, tmp_path: Path) -> None:  # noqa: F811
+def test_another_output_that_raises_is_noticed_and_nothing_hangs(mmc: CMMCorePlus, tmp_path: Path) -> None:
     assert CMMCorePlus.instance() is mmc
     raw, sr_path = paths(tmp_path)
     with serving() as server, LiveSR(server.address, save=sr_path) as sr:
@@ -346,7 +345,7 @@ def test_another_output_that_raises_is_noticed_and_nothing_hangs(mmc: CMMCorePlu
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_attached_another_output_that_raises_costs_nothing(mmc: CMMCorePlus, tmp_path: Path) -> None:  # noqa: F811
+def test_attached_another_output_that_raises_costs_nothing(mmc: CMMCorePlus, tmp_path: Path) -> None:
     raw, sr_path = paths(tmp_path)
     with serving() as server, LiveSR(server.address, save=sr_path) as sr:
         sr.attach(mmc)
@@ -358,7 +357,7 @@ def test_attached_another_output_that_raises_costs_nothing(mmc: CMMCorePlus, tmp
 # --------------------------------------------------------------------------------- servers come and go
 
 
-def test_a_server_killed_in_mid_run_and_restarted_loses_nothing(mmc: CMMCorePlus, tmp_path: Path) -> None:  # noqa: F811
+def test_a_server_killed_in_mid_run_and_restarted_loses_nothing(mmc: CMMCorePlus, tmp_path: Path) -> None:
     raw, sr_path = paths(tmp_path)
     came = threading.Semaphore(0)
     with ServerProcess() as first, LiveSR(first.address, save=sr_path) as sr:
@@ -375,7 +374,7 @@ def test_a_server_killed_in_mid_run_and_restarted_loses_nothing(mmc: CMMCorePlus
     assert_restored(raw, sr_path)
 
 
-def test_without_any_server_raw_is_complete_and_the_report_says_why(mmc: CMMCorePlus, tmp_path: Path) -> None:  # noqa: F811
+def test_without_any_server_raw_is_complete_and_the_report_says_why(mmc: CMMCorePlus, tmp_path: Path) -> None:
     raw, sr_path = paths(tmp_path)
     with LiveSR(nobody(), save=sr_path, give_up_s=0.2) as sr:
         sr.attach(mmc)
@@ -391,7 +390,7 @@ def test_without_any_server_raw_is_complete_and_the_report_says_why(mmc: CMMCore
     assert sr.close() is report
 
 
-def test_without_server_and_raw_what_was_to_be_saved_is_rescued(mmc: CMMCorePlus, tmp_path: Path) -> None:  # noqa: F811
+def test_without_server_and_raw_what_was_to_be_saved_is_rescued(mmc: CMMCorePlus, tmp_path: Path) -> None:
     with LiveSR(nobody(), save=tmp_path / "sr.ome.zarr", give_up_s=0.2) as sr:
         sr.attach(mmc)
         mmc.run_mda(frames(3), block=True)
@@ -399,7 +398,7 @@ def test_without_server_and_raw_what_was_to_be_saved_is_rescued(mmc: CMMCorePlus
     assert sr.report.runs[0].raw.rescued == len(list((tmp_path / "sr.rescued").iterdir())) == 3
 
 
-def test_a_server_that_comes_after_the_sequence_finishes_everything(mmc: CMMCorePlus, tmp_path: Path) -> None:  # noqa: F811
+def test_a_server_that_comes_after_the_sequence_finishes_everything(mmc: CMMCorePlus, tmp_path: Path) -> None:
     raw, sr_path = paths(tmp_path)
     address = nobody()
     with LiveSR(address, save=sr_path) as sr:
@@ -411,7 +410,7 @@ def test_a_server_that_comes_after_the_sequence_finishes_everything(mmc: CMMCore
     assert_restored(raw, sr_path)
 
 
-def test_a_server_restarted_with_another_model_is_refused(mmc: CMMCorePlus, tmp_path: Path) -> None:  # noqa: F811
+def test_a_server_restarted_with_another_model_is_refused(mmc: CMMCorePlus, tmp_path: Path) -> None:
     raw, sr_path = paths(tmp_path)
     gate = Gated(permits=3)
     with LiveSR(address := nobody(), save=sr_path, give_up_s=0.2) as sr:
@@ -439,7 +438,7 @@ def test_a_server_restarted_with_another_model_is_refused(mmc: CMMCorePlus, tmp_
             np.testing.assert_array_equal(high.read(index), bilinear(low.read(index), SCALE))
 
 
-def test_frames_of_a_server_that_went_for_good_are_given_to_the_other(mmc: CMMCorePlus, tmp_path: Path) -> None:  # noqa: F811
+def test_frames_of_a_server_that_went_for_good_are_given_to_the_other(mmc: CMMCorePlus, tmp_path: Path) -> None:
     raw, sr_path = paths(tmp_path)
     stuck, good = Gated(), Gated()
     came = threading.Semaphore(0)
@@ -464,7 +463,7 @@ def test_frames_of_a_server_that_went_for_good_are_given_to_the_other(mmc: CMMCo
 
 
 def test_without_a_server_memory_does_not_grow_with_the_run(
-    mmc: CMMCorePlus,  # noqa: F811
+    mmc: CMMCorePlus,
     tmp_path: Path,
 ) -> None:
     raw, sr_path = paths(tmp_path)

@@ -418,7 +418,8 @@ RADIUS = ((0.1, 0.75), (0.75, 1.3), (1.4, 2.9))  # of their spheres, same unit
 ROUNDING = 0.2  # cells; nearer than this to a third neurite the boundary gives way: round corners
 REACH = 2.0  # cells; beyond its radius by more than this a site neither owns nor bounds a pixel
 LAST_FACET = 1.1  # cells; a thin neurite is not bounded by planes further from its site
-OUT_OF_RACE = 1e3  # further than any distance that matters
+OUT_OF_REACH = 1e3  # further than any distance that matters
+CHUNK = 4096  # pixels; their distances to some twenty planes stay in the processor's cache
 BLOCK_NM = 160.0  # small enough that few sites compete in a block, large enough to feed the matrix product
 
 
@@ -459,21 +460,17 @@ def _cut(tissue: Neuropil, window: _Window) -> _Section:
     block = min(max(round(BLOCK_NM / window.pixel_nm), 14), 40)
     tiles = _tiles(u, block)
     low, high = (np.moveaxis(f(tiles, axis=(2, 4)), 0, -1) for f in (np.min, np.max))
-    reach = np.sqrt(_tiles(steep[None], block).max((0, 2, 4))) * (DEPTH_NM / (1e3 * tissue.cell_um))
     sites = _sow(tissue, low.min((0, 1)), high.max((0, 1)), origin)
     near = np.zeros(window.shape, np.int32)
-    far = np.zeros(window.shape, np.int32)
-    gap = np.zeros(window.shape, np.float32)
     for i in range(tiles.shape[1]):
         some = _around(sites, low[i].min(0), high[i].max(0))
         edges, side = sites.at[some, 2], REACH + sites.radius[some].max()
         for j in range(tiles.shape[3]):
             box = slice(i * block, (i + 1) * block), slice(j * block, (j + 1) * block)
-            inside = (slice(None), *box)
             a, b = np.searchsorted(edges, (low[i, j, 2] - side, high[i, j, 2] + side))
-            near[box], far[box], gap[box] = _divide(
-                sites, some[a:b], u[inside], gram[inside], low[i, j], high[i, j], reach[i, j]
-            )
+            near[box] = _divide(sites, some[a:b], u[(slice(None), *box)], low[i, j], high[i, j])
+    reach = np.sqrt(steep) * (DEPTH_NM / (1e3 * tissue.cell_um))
+    far, gap = _outline(sites, near, np.concatenate([u, gram, reach[None]]))
 
     apart = [sites.at[:, k][near] - sites.at[:, k][far] for k in range(3)]
     rise, *flat = (sum(apart[k] * slope[k] for k in range(3)) ** 2 for slope in slopes)
@@ -554,64 +551,88 @@ def _around(sites: _Sites, low: Float, high: Float) -> Index:
     return np.asarray(some[np.argsort(sites.at[some, 2])], np.int32)
 
 
-def _divide(
-    sites: _Sites, some: Index, u: Float, gram: Float, low: Float, high: Float, reach: np.float32
-) -> tuple[Index, Index, Float]:
-    """Return, over one block, each pixel's site, its closest neighbour, and the distance to their boundary.
+def _divide(sites: _Sites, some: Index, u: Float, low: Float, high: Float) -> Index:
+    """Return the site that each pixel of one block belongs to: the one of least power.
 
-    The plane between sites a and b is |p_b - p_a| / 2|b - a| away in warped space, p being squared distances
-    less squared radii. A site whose plane with the leader at the block's centre is further than the block's
-    radius wins nowhere in the block.
+    The power p of a site is the squared distance less the squared radius, and the plane where those of a and b
+    are equal is |p_b - p_a| / 2|b - a| away. A site whose plane with the leader at the block's centre is
+    further than the block's radius wins nowhere in the block.
     """
     center, radius = (low + high) / 2, np.sqrt(((high - low) ** 2).sum()) / 2
-    points, gram = u.reshape(3, -1) - center[:, None], gram.reshape(6, -1)
     at = sites.at[some].T - center[:, None]  # (3, n)
-    size = sites.radius[some]
-    weight = size**2
-    power: Float = (at**2).sum(0) - weight
+    power: Float = (at**2).sum(0) - sites.radius[some] ** 2
     leader = power.argmin()
     apart = np.sqrt(((at - at[:, leader, None]) ** 2).sum(0))
     winners = np.flatnonzero(power - power[leader] <= 2 * apart * radius)
-    powers = power[winners, None] - 2 * at[:, winners].T @ points
-    near = winners[powers.argmin(0)]
-    far = near.copy()
-    gap = np.full(len(near), OUT_OF_RACE, np.float32)
-    owners = np.unique(near)
-    for owner in owners:
-        mine = np.flatnonzero(near == owner) if len(owners) > 1 else slice(None)
-        neighbours = at - at[:, owner, None]
-        squared = (neighbours**2).sum(0)
+    powers = power[winners, None] - 2 * at[:, winners].T @ (u.reshape(3, -1) - center[:, None])
+    return np.asarray(some[winners[powers.argmin(0)]].reshape(u.shape[1:]), np.int32)
+
+
+def _outline(sites: _Sites, near: Index, fields: Float) -> tuple[Index, Float]:
+    """Return each pixel's closest neighbouring site, and the distance to the boundary with it, in cells.
+
+    Site by site: a site's boundary is made of planes, the same for all its pixels.
+
+    Parameters
+    ----------
+    near : (Y, X)
+    fields : (10, Y, X)
+        Warped coordinates, the six products of their slopes, and the warped distance that has to be searched.
+    """
+    order = np.argsort(near, axis=None, kind="stable")
+    sorted_near = near.ravel()[order]
+    sorted_fields = fields.reshape(len(fields), -1)[:, order]
+    far = sorted_near.copy()
+    gap = np.full(len(far), OUT_OF_REACH, np.float32)
+    by_x = np.argsort(sites.at[:, 2])
+    xs, heaviest = sites.at[by_x, 2], sites.radius.max() ** 2
+    starts = np.flatnonzero(np.diff(sorted_near, prepend=-1))
+    for start, stop in zip(starts, [*starts[1:], len(far)], strict=True):
+        site = sorted_near[start]
+        radius = sites.radius[site]
+        last = max(LAST_FACET, radius + 0.6)
+        side = last + math.sqrt(last**2 + heaviest - radius**2)
+        others = by_x[slice(*np.searchsorted(xs, (sites.at[site, 2] - side, sites.at[site, 2] + side)))]
+        step = sites.at[others].T - sites.at[site, :, None]  # (3, n)
+        squared = (step**2).sum(0)
         length = 2 * np.sqrt(squared)
-        bounds = power - power[owner] <= length * (radius + reach)
-        bounds &= squared + weight[owner] - weight <= length * max(LAST_FACET, size[owner] + 0.6)
-        bounds[owner] = False
-        who = np.flatnonzero(bounds)
-        if len(who):
-            step = neighbours[:, who]
-            lead = (power[who] - power[owner])[:, None] - 2 * step.T @ points[:, mine]
-            distance = _to_planes(lead, step, gram[:, mine])
-            far[mine] = who[distance.argmin(0)]
-            gap[mine] = _rounded(distance)
-    return some[near].reshape(u.shape[1:]), some[far].reshape(u.shape[1:]), gap.reshape(u.shape[1:])
+        lead = (
+            squared - sites.radius[others] ** 2 + radius**2
+        )  # in power, over each other site, at the site itself
+        bounds = np.flatnonzero((lead <= length * last) & (squared > 0))
+        others, step, length, lead = others[bounds], step[:, bounds], length[bounds], lead[bounds]
+        for first in range(start, stop, CHUNK):
+            chunk = slice(first, min(first + CHUNK, stop))
+            points = sorted_fields[:3, chunk] - sites.at[site, :, None]
+            low, high = points.min(1), points.max(1)
+            ball = np.sqrt(((high - low) ** 2).sum()) / 2 + sorted_fields[9, chunk].max()
+            seen = np.flatnonzero(lead - (low + high) @ step <= length * ball)
+            if len(seen):
+                leads = lead[seen, None] - 2 * step[:, seen].T @ points
+                who, gap[chunk] = _closest(leads, step[:, seen], sorted_fields[3:9, chunk])
+                far[chunk] = others[seen[who]]
+    inverse = np.empty_like(order)
+    inverse[order] = np.arange(len(order))
+    return far[inverse].reshape(near.shape), gap[inverse].reshape(near.shape)
 
 
-def _to_planes(lead: NDArray[Any], step: NDArray[Any], gram: Float) -> Float:
-    """Return the distances (n, pixels) to the planes towards n neighbours `step` away, from power leads.
+def _closest(leads: Float, step: Float, gram: Float) -> tuple[NDArray[np.intp], Float]:
+    """Return the closest of n planes and its distance, given the leads (n, pixels) and steps to neighbours.
 
     A lead grows by 2 |step . du/dx| along the steepest way; the square of that is a quadratic form in `step`.
+    Where a second plane comes close the distance is less: corners are round.
     """
     z, y, x = step
     steep = np.stack([z * z, y * y, x * x, 2 * z * y, 2 * z * x, 2 * y * x]).T @ gram
-    return np.asarray(lead * 0.5 / np.sqrt(np.maximum(steep, 1e-4)), np.float32)
-
-
-def _rounded(distance: Float) -> Float:
-    """Return the smallest distance (pixels,), less where a second one comes close: corners are round."""
-    if len(distance) == 1:
-        return np.asarray(distance[0], np.float32)
-    first, second = np.partition(distance, 1, axis=0)[:2]
-    crowd = np.maximum(ROUNDING - (second - first), 0) ** 2 / (4 * ROUNDING)
-    return np.asarray(first - crowd * np.clip(1 - first / ROUNDING, 0, 1), np.float32)
+    np.maximum(steep, 1e-4, out=steep)
+    np.sqrt(steep, out=steep)
+    distance = np.divide(leads, steep, out=steep)
+    distance *= 0.5
+    closest = distance.argmin(0)
+    first = distance.min(0)
+    distance[closest, np.arange(len(first))] = OUT_OF_REACH
+    crowd = np.maximum(ROUNDING - (distance.min(0) - first), 0) ** 2 / (4 * ROUNDING)
+    return closest, np.asarray(first - crowd * np.clip(1 - first / ROUNDING, 0, 1), np.float32)
 
 
 # ----------------------------------------------------------------------------------------------------

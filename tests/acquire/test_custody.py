@@ -50,7 +50,9 @@ def _close_spools() -> Iterator[None]:
 class Rig:
     """A raw data set of `n` frames, its writer, and the custody of what is written to it."""
 
-    def __init__(self, folder: Path, n: int, suffix: str = ".ome.zarr", t: dict[str, int] | None = None, **options: Any):
+    def __init__(
+        self, folder: Path, n: int, suffix: str = ".ome.zarr", t: dict[str, int] | None = None, **options: Any
+    ):
         self.path = folder / f"raw{suffix}"
         sequence = MDASequence(time_plan={"interval": 1, "loops": n})
         info = {"height": SHAPE[0], "width": SHAPE[1], "dtype": "uint16", "pixel_size_um": 0.5}
@@ -209,7 +211,9 @@ def test_frames_that_share_a_chunk_are_not_late_before_it_is_full(tmp_path: Path
     assert rig.end().complete
 
 
-def test_the_last_chunk_of_a_cancelled_run_is_found_though_it_is_written_after_the_close(tmp_path: Path) -> None:
+def test_the_last_chunk_of_a_cancelled_run_is_found_though_it_is_written_after_the_close(
+    tmp_path: Path,
+) -> None:
     rig = Rig(tmp_path, 8, t={"chunk_size": 4}, settle_s=2)
     for n in range(6):
         rig.hold(n)

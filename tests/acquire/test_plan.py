@@ -60,7 +60,7 @@ def assert_layout(plan: Plan, path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", SEQUENCES)
-def test_every_frame_lies_where_the_plan_says(mmc: CMMCorePlus, tmp_path: Path, name: str) -> None:  # noqa: F811
+def test_every_frame_lies_where_the_plan_says(mmc: CMMCorePlus, tmp_path: Path, name: str) -> None:
     path = tmp_path / "raw.ome.zarr"
     plan, frames = acquire(mmc, SEQUENCES[name], path)
     assert_as_planned((plan, frames), path)
@@ -70,13 +70,13 @@ def test_every_frame_lies_where_the_plan_says(mmc: CMMCorePlus, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("name", ["t c z", "z fastest but c", "positions", "well plate"])
-def test_pages_of_ome_tiff_lie_in_the_order_of_acquisition(mmc: CMMCorePlus, tmp_path: Path, name: str) -> None:  # noqa: F811
+def test_pages_of_ome_tiff_lie_in_the_order_of_acquisition(mmc: CMMCorePlus, tmp_path: Path, name: str) -> None:
     acquired = acquire(mmc, SEQUENCES[name], tmp_path / "raw.ome.tiff")
     single = tmp_path / "raw.ome.tiff"
     assert_as_planned(acquired, single if single.exists() else tmp_path / "raw")
 
 
-def test_a_generator_is_stored_in_the_order_of_arrival(mmc: CMMCorePlus, tmp_path: Path) -> None:  # noqa: F811
+def test_a_generator_is_stored_in_the_order_of_arrival(mmc: CMMCorePlus, tmp_path: Path) -> None:
     path = tmp_path / "raw.ome.zarr"
     plan, frames = acquire(mmc, iter(list(SEQUENCES["t c z"])), path)
     assert not plan.regular
@@ -85,9 +85,11 @@ def test_a_generator_is_stored_in_the_order_of_arrival(mmc: CMMCorePlus, tmp_pat
     assert_layout(plan, path)
 
 
-@pytest.mark.filterwarnings("ignore:Multi-camera acquisition combined:UserWarning")  # pymmcore-plus, about OME names
+@pytest.mark.filterwarnings(
+    "ignore:Multi-camera acquisition combined:UserWarning"
+)  # pymmcore-plus, about OME names
 @pytest.mark.parametrize("name", ["t", "t c z", "positions", "generator"])
-def test_two_cameras_make_an_axis_of_their_own(mmc: CMMCorePlus, tmp_path: Path, name: str) -> None:  # noqa: F811
+def test_two_cameras_make_an_axis_of_their_own(mmc: CMMCorePlus, tmp_path: Path, name: str) -> None:
     use_two_cameras(mmc)
     path = tmp_path / "raw.ome.zarr"
     events = iter(list(SEQUENCES["t"])) if name == "generator" else SEQUENCES[name]

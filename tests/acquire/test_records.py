@@ -27,7 +27,7 @@ def acquired(core: CMMCorePlus, sequence: useq.MDASequence) -> list[tuple[useq.M
 
 def test_records_of_deferred_frames_come_back_from_the_scratch_file_as_they_were(
     tmp_path: Path,
-    mmc: CMMCorePlus,  # noqa: F811
+    mmc: CMMCorePlus,
 ) -> None:
     sequence = useq.MDASequence(
         channels=["DAPI", "FITC"],
