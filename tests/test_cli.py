@@ -70,7 +70,8 @@ def test_a_settings_file_with_an_unknown_key_is_refused(tmp_path: Path) -> None:
 
 def test_enhance_writes_a_file_of_the_right_size(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    tifffile.imwrite(tmp_path / "in.tif", rng.integers(900, 1100, (3, 40, 51)).astype(np.uint16))
+    pixels = rng.integers(900, 1100, (3, 40, 51)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "in.tif", pixels, photometric="minisblack")
     done = live_sr("enhance", tmp_path / "in.tif", tmp_path / "out.ome.tif", "--model", "em-x2")
     assert done.returncode == 0, done.stderr
     out = tifffile.imread(tmp_path / "out.ome.tif")

@@ -107,7 +107,8 @@ def test_a_killed_acquisition_is_finished_by_enhance(tmp_path: Path) -> None:
     done = live_sr("enhance", run.raw, run.sr, "--model", "bilinear-x2")
     stored = frames_of(run.raw)
     finished = frames_of(run.sr)
-    assert finished.keys() == stored.keys(), done.stderr
+    # raw is written asynchronously: a frame may have been restored and saved that raw never got
+    assert finished.keys() == stored.keys() | saved.keys(), done.stderr
     for t, pixels in saved.items():
         np.testing.assert_array_equal(finished[t], pixels)
     again = live_sr("enhance", run.raw, run.sr, "--model", "bilinear-x2")

@@ -48,8 +48,8 @@ def test_the_simulated_scope_is_restored_2_db_better_than_any_interpolation(tmp_
     assert raw.shape == (10, 128, 128)
     assert sr.shape == (10, 512, 512)
     assert numbers["model"]["id"] == "em-x4"
-    picture = Image.open(tmp_path / "d" / "comparison.png")
-    assert picture.width > 3 * 128
+    with Image.open(tmp_path / "d" / "comparison.png") as picture:
+        assert picture.width > 3 * 128
 
 
 def test_democam_gives_two_volumes_with_the_same_axes(tmp_path: Path) -> None:

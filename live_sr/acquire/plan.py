@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from ome_writers import Dimension, Plate, useq_to_acquisition_settings
-from useq import MDAEvent, MDASequence
+from useq import HardwareAutofocus, MDAEvent, MDASequence
 
 from live_sr.client.volume import VolumeLayout, from_dimensions
 from live_sr.errors import InputError
 
 Place = dict[str, int]
+Order = tuple[tuple[str, int | None], ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,10 +31,14 @@ class Plan:
     ----------
     layout : VolumeLayout
         Axes, sizes, pixel size and dtype of the raw volume.
+    colors : int
+        Values of each pixel; only 1 can be restored.
     n_frames : int or None
         Frames of the whole sequence; None when it has no known end.
     regular : bool
         False for generators and ragged sequences, stored as ``(t, y, x)`` in order of arrival.
+    in_order : bool
+        Frames lie in the order of arrival, whatever their events say.
     place : callable
         ``(event, n) -> place``: where the run's `n`-th frame lies in the volume.
     order : tuple of (axis, size)
@@ -43,11 +48,13 @@ class Plan:
     layout: VolumeLayout
     n_frames: int | None
     frame_shape: tuple[int, int]
+    colors: int
     dtype: str
     pixel_size_um: float
     regular: bool
+    in_order: bool
     place: Callable[[MDAEvent, int], Place]
-    order: tuple[tuple[str, int | None], ...]
+    order: Order
 
     @property
     def frame_bytes(self) -> int:
@@ -92,15 +99,19 @@ def plan_run(sequence: MDASequence, meta: dict[str, Any]) -> Plan:
     layout = from_dimensions(dims, str(np.dtype(info["dtype"])), plate=plate)
     counts = [d.count for d in dims[:-2]]
     n_frames = None if any(c is None for c in counts) else math.prod(c for c in counts if c is not None)
+    order = tuple((d.name, d.count) for d in dims[:-2])
+    by_index = _place_by_index(sequence, order) if regular else None
     return Plan(
         layout=layout,
         n_frames=n_frames,
         frame_shape=shape,
+        colors=math.prod(info.get("plane_shape", shape)[2:]),
         dtype=str(np.dtype(info["dtype"])),
         pixel_size_um=pixel_size_um,
         regular=regular,
-        place=_place_by_index(sequence, dims) if regular else _place_by_order(n_cameras),
-        order=tuple((d.name, d.count) for d in dims[:-2]),
+        in_order=by_index is None,
+        place=by_index or _place_by_order(order),
+        order=order,
     )
 
 
@@ -126,14 +137,19 @@ def _unbounded(shape: tuple[int, int], pixel_size_um: float) -> list[Dimension]:
     ]
 
 
-def _place_by_order(n_cameras: int) -> Callable[[MDAEvent, int], Place]:
-    if n_cameras == 1:
-        return lambda event, n: {"t": n}
-    return lambda event, n: {"t": n // n_cameras, "cam": n % n_cameras}
+def _place_by_order(order: Order) -> Callable[[MDAEvent, int], Place]:
+    def place(event: MDAEvent, n: int) -> Place:
+        found: Place = {}
+        for axis, size in reversed(order):
+            n, found[axis] = divmod(n, size) if size is not None else (0, n)
+        return found
+
+    return place
 
 
-def _place_by_index(sequence: MDASequence, dims: list[Dimension]) -> Callable[[MDAEvent, int], Place]:
-    names = [d.name for d in dims[:-2]]
+def _place_by_index(sequence: MDASequence, order: Order) -> Callable[[MDAEvent, int], Place] | None:
+    """None where the sink, which goes by order alone, puts frames elsewhere than their index says."""
+    names = [name for name, _ in order]
     if "p" not in names:
         return lambda event, n: {name: int(event.index.get(name, 0)) for name in names}
     # Positions and their grid points share one position axis, numbered in the order of their first visit.
@@ -147,4 +163,14 @@ def _place_by_index(sequence: MDASequence, dims: list[Dimension]) -> Callable[[M
         found["p"] = numbers[event.index.get("p", 0), event.index.get("g", 0)]
         return found
 
-    return place
+    return place if _visited_in_order(sequence, order, place) else None
+
+
+def _visited_in_order(sequence: MDASequence, order: Order, place: Callable[[MDAEvent, int], Place]) -> bool:
+    """A position's own grid comes innermost, within channels and z; the sink expects it beside positions."""
+    if not any(getattr(p, "sequence", None) for p in sequence.stage_positions):
+        return True  # the axes are gone through one within the other
+    axes = [name for name, _ in order if name not in ("t", "cam")]
+    events = (e for e in sequence.replace(time_plan=None) if not isinstance(e.action, HardwareAutofocus))
+    found = [tuple(place(event, 0)[name] for name in axes) for event in events]
+    return found == sorted(found)

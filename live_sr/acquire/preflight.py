@@ -57,11 +57,25 @@ def all_has_no_room(plan: Plan, raw: Path | None, sr: Path | None, scale: int) -
     return _no_room([(sr, nbytes * scale**2), *([(raw, nbytes)] if raw is not None else [])])
 
 
+def cannot_restore(plan: Plan) -> str | None:
+    """Why frames of this camera setting cannot be restored; None when they can."""
+    if plan.dtype in DTYPES and plan.colors == 1:
+        return None
+    kind = plan.dtype if plan.colors == 1 else f"{plan.dtype} in {plan.colors} colours"
+    return f"the camera delivers {kind}, live-sr restores grey {' and '.join(DTYPES)}: change its pixel type"
+
+
 def doubts(plan: Plan, model: ModelInfo | None, servers: Sequence[LinkStatus]) -> list[str]:
     """Nothing to stop for, but the operator should know."""
     found = []
-    if plan.dtype not in DTYPES:
-        found.append(f"the camera delivers {plan.dtype}, live-sr restores {' and '.join(DTYPES)}")
+    if problem := cannot_restore(plan):
+        found.append(problem)
+    if plan.in_order and plan.regular:
+        found.append(
+            "pymmcore-plus stores this sequence's frames in the order of arrival, which is not the order of "
+            "its axes (a position's own grid comes innermost): positions and channels are mixed up in raw, and "
+            "so in super-resolved data; the journal has each frame's true index"
+        )
     if not any(s.state == "ready" for s in servers):
         where = ", ".join(f"{s.address} ({s.detail})" for s in servers)
         found.append(f"no server is ready yet: {where}. Raw is stored; frames are finished when one is")

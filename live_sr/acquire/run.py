@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import shutil
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from live_sr import __version__
-from live_sr.acquire.custody import Custody, RawReport
+from live_sr.acquire.custody import LOW_FRAMES, Custody, RawReport
 from live_sr.acquire.plan import Plan
 from live_sr.client.store import SRStore
-from live_sr.errors import LiveSRError
+from live_sr.errors import LiveSRError, StoreError
 from live_sr.frame import Counts, Pixels, Restored
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
     from live_sr.acquire.records import Record
 
+RESERVED_FRAMES = 10_000  # of raw that keep their room; in that time an operator has seen the alarm
+BLOCK_BYTES = 4096  # in which file systems give room
 log = logging.getLogger("live_sr")
 VERSIONS = ("live-sr", "pymmcore-plus", "useq-schema", "ome-writers", "tensorstore", "numpy", "pyzmq")
 
@@ -71,6 +74,10 @@ class Run:
         """
         if self.no_store is not None:
             raise self.no_store
+        if self._raw_needs_the_room(result.pixels.nbytes):
+            raise StoreError(
+                f"the disk of {self.target} is nearly full: what is left of it is kept for raw data"
+            )
         if self.store is None:
             assert self.target is not None
             try:
@@ -125,6 +132,21 @@ class Run:
             {**counts.as_dict(), "raw_verified": raw.verified, "raw_missing": raw.missing},
             status="complete" if self.failed == 0 else "incomplete",
         )
+
+    def _raw_needs_the_room(self, nbytes: int) -> bool:
+        """Raw comes first: on a disk of both, the frames still to be acquired keep their room."""
+        if self.ended or self.raw_path is None or self.target is None:
+            return False
+        try:
+            disks = [path.absolute().parent.stat().st_dev for path in (self.raw_path, self.target)]
+            free = shutil.disk_usage(self.raw_path.absolute().parent).free
+        except OSError:  # no such folder yet, or a disk that is gone: writing will tell
+            return False
+        to_come = RESERVED_FRAMES
+        if self.plan.n_frames is not None:
+            to_come = min(to_come, self.plan.n_frames - self.acquired)
+        blocks = -(-self.plan.frame_bytes // BLOCK_BYTES)
+        return disks[0] == disks[1] and free - nbytes < (to_come + LOW_FRAMES) * blocks * BLOCK_BYTES
 
     def _create(self, target: Path, result: Restored) -> SRStore:
         return SRStore.create(

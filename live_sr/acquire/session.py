@@ -37,7 +37,7 @@ from live_sr.client.feed import Feed, FeedStatus, FrameInfo, RunState, ServerSta
 from live_sr.client.link import Link, why_not_mixed
 from live_sr.config import DEFAULT_ADDRESS
 from live_sr.errors import InputError, LiveSRError, StoreError
-from live_sr.frame import DTYPES, Counts, Frame, Ledger, Restored, check_pixels
+from live_sr.frame import Counts, Frame, Ledger, Restored, check_pixels
 from live_sr.timing import Durations, Rate
 from live_sr.wire.messages import ModelInfo
 from live_sr.wire.security import check_address
@@ -260,8 +260,8 @@ class LiveSR:
         engine = core.mda.engine
         meta = engine.setup_sequence(sequence) if engine is not None else None
         plan = plan_run(sequence, dict(meta or {}))
-        if plan.dtype not in DTYPES:
-            raise InputError(f"the camera delivers {plan.dtype}, live-sr restores {' and '.join(DTYPES)}")
+        if problem := preflight.cannot_restore(plan):
+            raise InputError(problem)
         if problem := preflight.raw_has_no_room(plan, raw_path):
             raise StoreError(problem)
         return self._doubts(plan, raw_path)
@@ -305,6 +305,10 @@ class LiveSR:
         assert self.report is not None
         if problem := self.report.raw_problem():
             raise StoreError(problem)
+        for run in self.report.runs:
+            if not run.sr_complete and run.raw.path is not None:
+                target = run.sr_path or self._save or "OUT.ome.zarr"
+                log.warning("finish the missing frames with: live-sr enhance %s %s", run.raw.path, target)
         return self.report
 
     # ---------------------------------------------------------------- before the first exposure (MDA thread)

@@ -111,7 +111,7 @@ def test_the_service_says_when_it_is_ready_serves_and_ends_in_order(number: sign
             assert process.until("stopped: ") == "stopped: 1 frames served; refused: too_large 1"
         assert process.ended() == (0, "")
     text = "\n".join(process.lines)
-    assert "bilinear-x4 (sha256 000000000000), 4 times finer along y and x, float32 on cpu" in text
+    assert "bilinear-x4 (sha256 5ef53321690c), 4 times finer along y and x, float32 on cpu" in text
     assert text.index("warming up...") < text.index("ready: ")
     assert "Stop with Ctrl-C" in ready
 
