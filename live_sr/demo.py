@@ -146,6 +146,10 @@ def run_demo(settings: DemoSettings) -> int:
         if settings.view and sys.stdin.isatty() and sys.stdout.isatty():
             console.print("The page stays up until you press Enter.")
             sys.stdin.readline()
+    ended = report.runs[0].reason
+    if ended != "completed":
+        console.print(f"[bold red]the acquisition did not run to its end: {ended}[/]")
+        return 1
     return 0 if report.sr_complete else 3
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from live_sr.acquire.records import Record
 
-RESERVED_FRAMES = 10_000  # of raw that keep their room; in that time an operator has seen the alarm
+RESERVED_FRAMES = 100  # of raw that keep their room in a run without a known end: seconds to minutes
 BLOCK_BYTES = 4096  # in which file systems give room
 log = logging.getLogger("live_sr")
 VERSIONS = ("live-sr", "pymmcore-plus", "useq-schema", "ome-writers", "tensorstore", "numpy", "pyzmq")
@@ -142,9 +142,8 @@ class Run:
             free = shutil.disk_usage(self.raw_path.absolute().parent).free
         except OSError:  # no such folder yet, or a disk that is gone: writing will tell
             return False
-        to_come = RESERVED_FRAMES
-        if self.plan.n_frames is not None:
-            to_come = min(to_come, self.plan.n_frames - self.acquired)
+        n_frames = self.plan.n_frames
+        to_come = n_frames - self.acquired if n_frames is not None else RESERVED_FRAMES
         blocks = -(-self.plan.frame_bytes // BLOCK_BYTES)
         return disks[0] == disks[1] and free - nbytes < (to_come + LOW_FRAMES) * blocks * BLOCK_BYTES
 

@@ -456,7 +456,7 @@ class LiveSR:
             run.ended = True
             run.custody.sink_closed()
             if finished.reason == "errored":
-                self._alarm(f"the acquisition ended with an error after {run.acquired} frames: see its log")
+                self._warn(f"the acquisition ended with an error after {run.acquired} frames: see its log")
             if finished.reason == "completed" and run.plan.n_frames is not None:
                 self._ledger.tally("skipped", max(0, run.plan.n_frames - run.acquired))
             self._results.put(run)

@@ -114,8 +114,10 @@ class SuperResolver(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, 1, Y, X) float32, normalised, to (B, 1, scale * Y, scale * X) float32; any Y, X >= 1."""
         out = self.enlarge(x) + self.detail(x)
-        error = x - F.avg_pool2d(out, self.scale)  # (B, 1, Y, X)
-        return out + self.enlarge(blur(blur(error)))
+        for _ in range(2):  # twice: what the first pass leaves of a region's error, the second squares away
+            error = x - F.avg_pool2d(out, self.scale)  # (B, 1, Y, X)
+            out = out + self.enlarge(blur(blur(error)))
+        return out
 
     def detail(self, x: Tensor) -> Tensor:
         """What the trunk adds to the interpolated frame: (B, 1, scale * Y, scale * X) float32."""
