@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+from pymmcore_plus import CMMCorePlus
 from pymmcore_plus.experimental.unicore import (
     CameraDevice,
     ShutterDevice,
@@ -169,8 +170,8 @@ class ScanningScope:
         """Return the noise-free high-resolution image of a frame that was acquired.
 
         It is the specimen at the frame's position, depth, detector and drift, without noise, beam blur and
-        line jitter; blocks of scale x scale pixels average to the noise-free frame. It is rendered again where
-        it is no longer in memory.
+        line jitter; blocks of scale x scale pixels average to the noise-free frame. It is rendered again
+        where it is no longer in memory.
 
         Parameters
         ----------
@@ -202,6 +203,7 @@ class ScanningScope:
         if self.core.isSequenceRunning():
             self.core.stopSequenceAcquisition()
         self.core.unloadAllDevices()
+        self.core.mute()
 
     def __enter__(self) -> ScanningScope:
         return self
@@ -293,9 +295,7 @@ class ScanCamera(CameraDevice):
         self._detector = DETECTORS[0]
         self._roi = (0, 0, settings.shape[1], settings.shape[0])
         self._halt = threading.Event()
-        self._owner = (
-            threading.Lock()
-        )  # of the three below; Device has a `_lock` of its own, held during a snap
+        self._owner = threading.Lock()  # of the three below; Device's own `_lock` is held during a snap
         self._frames = 0
         self._scanned_s = 0.0  # the clock of the drift: beam-on time, so that it repeats exactly
         self._views: list[tuple[int, _View]] = []  # (first frame, view); only changes of view are recorded
@@ -583,6 +583,10 @@ class _ScopeCore(UniMMCore):
     def stopSequenceAcquisition(self, cameraLabel: str | None = None) -> None:
         self._scan_camera.halt()
         super().stopSequenceAcquisition(cameraLabel)
+
+    def mute(self) -> None:
+        """Deliver no more events: the thread that does would abort the process if the interpreter ended first."""
+        super(CMMCorePlus, self).registerCallback(None)
 
     def snapImage(self) -> None:
         super().snapImage()

@@ -469,7 +469,7 @@ def _cut(tissue: Neuropil, window: _Window) -> _Section:
             box = slice(i * block, (i + 1) * block), slice(j * block, (j + 1) * block)
             a, b = np.searchsorted(edges, (low[i, j, 2] - side, high[i, j, 2] + side))
             near[box] = _divide(sites, some[a:b], u[(slice(None), *box)], low[i, j], high[i, j])
-    reach = np.sqrt(steep) * (DEPTH_NM / (1e3 * tissue.cell_um))
+    reach = np.sqrt(steep) * max(DEPTH_NM / (1e3 * tissue.cell_um), 1.6 * ROUNDING)
     far, gap = _outline(sites, near, np.concatenate([u, gram, reach[None]]))
 
     apart = [sites.at[:, k][near] - sites.at[:, k][far] for k in range(3)]
