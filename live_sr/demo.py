@@ -191,7 +191,7 @@ def _build(settings: DemoSettings) -> _Microscope:
             scale=settings.scale,
             pixel_size_um=PIXEL_SIZE_UM * settings.scale,
             electrons_per_us=ELECTRONS_PER_US,
-            drift_um_per_s=(0.01, 0.02),
+            drift_um_per_s=(0.002, 0.003),  # visible, and one rendering of the specimen lasts for a demo
             seed=settings.seed,
         ),
     )

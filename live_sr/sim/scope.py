@@ -6,10 +6,12 @@ super-resolution: frames leave through pymmcore-plus like those of a real micros
 
 from __future__ import annotations
 
+import atexit
 import bisect
 import math
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -579,13 +581,15 @@ class _ScopeCore(UniMMCore):
     def __init__(self, camera: ScanCamera) -> None:
         super().__init__()
         self._scan_camera = camera
+        # the thread that delivers events aborts the process if the interpreter ends before it
+        atexit.register(lambda core=weakref.ref(self): core() and core().mute())
 
     def stopSequenceAcquisition(self, cameraLabel: str | None = None) -> None:
         self._scan_camera.halt()
         super().stopSequenceAcquisition(cameraLabel)
 
     def mute(self) -> None:
-        """Deliver no more events: the thread that does would abort the process if the interpreter ended first."""
+        """Deliver no more events."""
         super(CMMCorePlus, self).registerCallback(None)
 
     def snapImage(self) -> None:
