@@ -706,8 +706,9 @@ class LiveSR:
         if not hook.delivering:  # asked after the thread: it ended in order
             return
         self._alarm(
-            "pymmcore-plus stopped delivering frames before the end of the run (it was interrupted, or "
-            "another output handler raised): frames that live-sr never saw are in the raw data; `live-sr enhance` finishes them"
+            "pymmcore-plus stopped delivering frames before the end of the run (it was interrupted, or another "
+            "output handler raised): frames that live-sr never saw are in the raw data; `live-sr enhance` "
+            "finishes them"
         )
         relayed = hook is self._output_hook and hook.core is not None
         if relayed and hook.core.mda.status.phase != "idle":  # type: ignore[union-attr]
