@@ -575,6 +575,12 @@ class _Blanker(ShutterDevice):
         self._open = open
 
 
+def _mute(core: weakref.ref[_ScopeCore]) -> None:
+    alive = core()
+    if alive is not None:
+        alive.mute()
+
+
 class _ScopeCore(UniMMCore):
     """Ends the frame being scanned when the sequence is stopped, and delivers no stale one in its place."""
 
@@ -582,7 +588,7 @@ class _ScopeCore(UniMMCore):
         super().__init__()
         self._scan_camera = camera
         # the thread that delivers events aborts the process if the interpreter ends before it
-        atexit.register(lambda core=weakref.ref(self): core() and core().mute())
+        atexit.register(_mute, weakref.ref(self))
 
     def stopSequenceAcquisition(self, cameraLabel: str | None = None) -> None:
         self._scan_camera.halt()
