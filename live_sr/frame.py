@@ -85,7 +85,7 @@ class Restored:
 
 State = Literal["queued", "in_flight", "deferred", "returned", "failed"]
 STATES: tuple[State, ...] = get_args(State)
-Tally = Literal["saved", "skipped", "deferred_total", "superseded", "duplicates"]
+Tally = Literal["saved", "skipped", "deferred_total", "superseded"]
 TALLIES: tuple[Tally, ...] = get_args(Tally)
 
 
@@ -103,7 +103,6 @@ class Counts:
     skipped: int = 0
     deferred_total: int = 0
     superseded: int = 0
-    duplicates: int = 0
 
     @property
     def settled(self) -> bool:
