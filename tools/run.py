@@ -76,8 +76,7 @@ def install(*, test: bool) -> Path:
         python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
         "--constraint", str(CONSTRAINTS), "--editable", f"{ROOT}[{extra}]", *groups,
     )  # fmt: skip
-    kept = [have[0]] if test or not have else have  # an environment for tests serves the demo too
-    stamp.write_text("\n".join({wanted, fingerprint("demo"), *kept} if test else {wanted, *kept}))
+    stamp.write_text("\n".join({wanted, fingerprint("demo")}))  # an environment for tests serves the demo too
     return python
 
 

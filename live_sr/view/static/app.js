@@ -208,6 +208,7 @@ function drawLabel(side) {
   context.fillText(text, x + 9, y + 13);
   context.textBaseline = "alphabetic";
   canvas.setAttribute("aria-label", side.meta ? `${text}, frame ${side.meta.seq}` : text);
+  canvas.dataset.session = side.meta?.session ?? "";
 }
 
 function scaleBar(unitPerPx, known, room) {
