@@ -74,4 +74,5 @@ def _fitted(picture: Picture, cell: int) -> Image.Image:
 
 def _plain(text: str) -> str:
     """The font that comes with Pillow has few letters beyond ASCII."""
-    return text.replace("µ", "u").replace("×", "x").replace("²", "2").encode("latin-1", "replace").decode("latin-1")
+    plain = text.replace("µ", "u").replace("×", "x").replace("²", "2")
+    return plain.encode("latin-1", "replace").decode("latin-1")
