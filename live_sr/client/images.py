@@ -80,6 +80,10 @@ class ImageSource(Protocol):
         """Whether reading a window costs less than reading its plane."""
         ...
 
+    def present(self, index: Mapping[str, int]) -> bool:
+        """Whether the plane at `index` was ever written."""
+        ...
+
     def read(self, index: Mapping[str, int], window: Window | None = None) -> NDArray[Any] | None:
         """The plane at `index`, or a window of it; None when it was never written."""
         ...
@@ -152,9 +156,13 @@ class ZarrSource:
         """Whether a frame is stored in several chunks."""
         return self._reader.cuts()
 
+    def present(self, index: Mapping[str, int]) -> bool:
+        """See :meth:`live_sr.client.volume.VolumeReader.present`."""
+        return self._reader.present(index)
+
     def read(self, index: Mapping[str, int], window: Window | None = None) -> NDArray[Any] | None:
         """See :meth:`live_sr.client.volume.VolumeReader.read`."""
-        return self._reader.read(index, window=window) if self._reader.present(index) else None
+        return self._reader.read(index, window=window) if self.present(index) else None
 
     def close(self) -> None:
         """Let go of the arrays."""
@@ -189,6 +197,11 @@ class PngSource:
     def cuts(self) -> bool:
         """Never: a PNG is decoded from its beginning."""
         return False
+
+    def present(self, index: Mapping[str, int]) -> bool:
+        """Always: a PNG without its plane is no PNG."""
+        self.layout.locate(index)
+        return True
 
     def read(self, index: Mapping[str, int], window: Window | None = None) -> NDArray[Any]:
         """(Y, X)."""
@@ -234,11 +247,14 @@ class TiffSource:
         page = self._series[0].keyframe
         return page.is_memmappable or len(page.dataoffsets) > 1
 
+    def present(self, index: Mapping[str, int]) -> bool:
+        """Whether the file has a page for it; an OME-TIFF may not."""
+        p, n = self._number(index)
+        return _single(self._series[p]) or self._series[p].pages[n] is not None
+
     def read(self, index: Mapping[str, int], window: Window | None = None) -> NDArray[Any] | None:
         """(Y, X) in this machine's byte order; None where an OME-TIFF has no data."""
-        p, where = self.layout.locate(index)
-        sizes = [axis.size or 0 for axis in self.layout.index_axes]
-        n = int(np.ravel_multi_index(where, sizes)) if where else 0
+        p, n = self._number(index)
         y, x = window or tuple(slice(0, edge) for edge in self.layout.frame_shape)
         try:
             pixels = self._window(self._series[p], n, (y, x))
@@ -252,11 +268,17 @@ class TiffSource:
         self._mapped = None
         self._file.close()
 
+    def _number(self, index: Mapping[str, int]) -> tuple[int, int]:
+        """Of the series, and of the plane within it."""
+        p, where = self.layout.locate(index)
+        sizes = [axis.size or 0 for axis in self.layout.index_axes]
+        return p, int(np.ravel_multi_index(where, sizes)) if where else 0
+
     def _window(self, series: tifffile.TiffPageSeries, n: int, window: Window) -> NDArray[Any] | None:
         """Of plane `n`, reading no more of the file than the pages, strips or tiles that hold it."""
         key = series.keyframe
-        if len(series.pages) == 1 and series.dataoffset is not None:  # ImageJ describes one page for all planes
-            return self._map(key, series.dataoffset + n * key.nbytes)[window].copy()
+        if _single(series):
+            return self._map(key, cast("int", series.dataoffset) + n * key.nbytes)[window].copy()
         page = series.pages[n]
         if page is None:
             return None
@@ -327,13 +349,17 @@ class TiffSource:
                 f"{series.axes}): save one channel as grey levels, black as 0"
             )
         planes = math.prod(series.shape[:-2])
-        single = len(series.pages) == 1 and series.dataoffset is not None
-        apart = single or len(series.pages) == planes
+        apart = _single(series) or len(series.pages) == planes
         if series.axes[-2:] != "YX" or not apart or page.shape != series.shape[-2:]:
             raise InputError(
                 f"{self._path} (axes {series.axes}, shape {series.shape}) does not keep each plane as a page "
                 "of its own: save it again as OME-TIFF"
             )
+
+
+def _single(series: tifffile.TiffPageSeries) -> bool:
+    """Whether one page describes all planes, as ImageJ writes more than 4 GB."""
+    return len(series.pages) == 1 and series.dataoffset is not None
 
 
 def _axes(series: tifffile.TiffPageSeries) -> tuple[Axis, ...]:
