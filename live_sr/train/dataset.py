@@ -12,7 +12,7 @@ from torch import Tensor
 from live_sr.config import Settings
 from live_sr.errors import ConfigError, InputError
 from live_sr.train.content import Map, choose_corner, content_map
-from live_sr.train.images import File, Float, Plane, Shelf, find_files, load_files, read_images, to_unit
+from live_sr.train.files import File, Float, Plane, Shelf, find_files, load_files, read_images, to_unit
 from live_sr.train.pools import Pool, Source, load_pools
 from live_sr.train.procedural import Procedural, render_one, render_pool
 
