@@ -11,7 +11,7 @@ from torch import Tensor
 
 from live_sr.config import Settings
 from live_sr.errors import ConfigError, InputError
-from live_sr.train.content import Map, choose_corner, content_map
+from live_sr.train.content import ContentMap, content_map
 from live_sr.train.files import File, Float, Plane, Shelf, find_files, load_files, read_images, to_unit
 from live_sr.train.pools import Pool, Source, load_pools
 from live_sr.train.procedural import Procedural, render_one, render_pool
@@ -101,7 +101,7 @@ class Crops:
             )
         self._shares = torch.tensor([p.share for p in self.pools], dtype=torch.float64).cumsum(0)
         self._neighbours = [_neighbours(pool, frames // 2) for pool in self.pools]
-        self._content: dict[tuple[int, int], tuple[Map, int]] = {}  # when an image is drawn for the first time
+        self._content: dict[tuple[int, int], ContentMap] = {}  # when an image is drawn for the first time
 
     def batch(self, n: int, generator: torch.Generator) -> Tensor:
         """(n, frames, size, size) float32 in [0, 1]; `generator` is the only source of randomness."""
@@ -118,7 +118,7 @@ class Crops:
         edge = min(round(self.size * zoom), *shape)
         if (p, i) not in self._content:
             self._content[p, i] = content_map(pool.images[i])
-        y, x = choose_corner(*self._content[p, i], shape, edge, (next(u), next(u), next(u)))
+        y, x = self._content[p, i].corner(edge, (next(u), next(u), next(u)))
         window = slice(y, y + edge), slice(x, x + edge)
         planes = [torch.from_numpy(to_unit(pool.images[j][window])) for j in self._neighbours[p][i]]
         crop = torch.stack(planes)[None]  # (1, frames, edge, edge)

@@ -66,7 +66,8 @@ def split_pools(pools: Sequence[Pool], split: Split) -> tuple[list[Pool], list[P
     else:
         _check_stacks(pools)
         groups = [_by_region(pool, split) for pool in pools]
-    train, validation = ([pool for pool in side if pool.images] for side in zip(*groups, strict=True))
+    train = [kept for kept, _ in groups if kept.images]
+    validation = [held for _, held in groups if held.images]
     if not validation:
         raise InputError(nothing_apart(split))
     for pool in pools:

@@ -1,9 +1,8 @@
-"""Folders of images become crops; files that cannot be used are named."""
+"""Pools of images become crops: where from, how often, and with which neighbours."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +11,19 @@ import pytest
 import tifffile
 import torch
 from numpy.typing import NDArray
-from skimage.io import imsave
 
-from live_sr.errors import InputError
+from live_sr.errors import ConfigError, InputError
+from live_sr.train.content import FLOOR, content_map
 from live_sr.train.dataset import (
     Augment,
     Crops,
     Pool,
-    Procedural,
-    load_files,
-    read_images,
-    render_pool,
+    Shelf,
+    Source,
+    load_pools,
     to_unit,
 )
+from live_sr.train.files import Place
 
 AS_IT_IS = Augment(zoom_share=0.0, window_share=0.0, invert_share=0.0)
 
@@ -33,84 +32,13 @@ def image(dtype: str = "uint8", shape: tuple[int, ...] = (40, 50), seed: int = 0
     return np.random.default_rng(seed).integers(0, np.iinfo(dtype).max, shape, dtype=dtype, endpoint=True)
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
-@pytest.mark.parametrize("name", ["a.tif", "a.ome.tif", "a.png"])
-def test_formats_come_back_unchanged(tmp_path: Path, dtype: str, name: str) -> None:
-    pixels = image(dtype)
-    if name.endswith("png"):
-        imsave(tmp_path / name, pixels, check_contrast=False)
-    else:
-        tifffile.imwrite(tmp_path / name, pixels, ome=".ome." in name)
-    (back,) = read_images(tmp_path / name)
-    assert back.dtype == dtype
-    np.testing.assert_array_equal(back, pixels)
-
-
-def test_every_plane_of_a_stack_is_an_image(tmp_path: Path) -> None:
-    stack = image(shape=(3, 20, 30))
-    tifffile.imwrite(tmp_path / "s.ome.tif", stack, ome=True, metadata={"axes": "ZYX"})
-    np.testing.assert_array_equal(read_images(tmp_path / "s.ome.tif"), stack)
-
-
-def garbage(path: Path) -> None:
-    path.write_bytes(b"II*\0 this is no TIFF file")
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def truncated(path: Path) -> None:
-    tifffile.imwrite(path, image(), compression="zlib")
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def floats(path: Path) -> None:
-    tifffile.imwrite(path, np.zeros((20, 20), np.float32))
-
-
-def colour(path: Path) -> None:
-    tifffile.imwrite(path, image(shape=(20, 20, 3)), photometric="rgb")
-
-
-@pytest.mark.parametrize("spoil", [garbage, empty, truncated, floats, colour], ids=lambda f: f.__name__)
-def test_a_bad_file_is_named_skipped_and_counted(
-    tmp_path: Path, spoil: Callable[[Path], None], caplog: pytest.LogCaptureFixture
-) -> None:
-    tifffile.imwrite(tmp_path / "good.tif", image())
-    spoil(tmp_path / "bad.tif")
-    with caplog.at_level(logging.WARNING):
-        files = load_files([tmp_path], ["*"])
-    assert [f.name for f in files] == ["good.tif"]
-    assert "bad.tif" in caplog.text
-    assert "1 of 2 image files could not be used" in caplog.text
-
-
-def test_a_png_that_is_none_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
-    with pytest.raises(InputError, match=r"bad\.png cannot be read"):
-        read_images(tmp_path / "bad.png")
-
-
-def test_patterns_choose_and_exclude(tmp_path: Path) -> None:
-    (tmp_path / "sub").mkdir()
-    for name in ("sub/train_a.tif", "sub/val_a.tif", "other.tif"):
-        tifffile.imwrite(tmp_path / name, image())
-    (tmp_path / "notes.txt").write_text("no image")
-    assert [f.name for f in load_files([tmp_path], ["*train_*"])] == ["sub/train_a.tif"]
-    assert [f.name for f in load_files([tmp_path], ["*"], ["*val_*"])] == ["other.tif", "sub/train_a.tif"]
-
-
-def test_no_files_at_all_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no usable image"):
-        load_files([tmp_path], ["*"])
-    with pytest.raises(InputError, match="no data folder"):
-        load_files([tmp_path / "absent"], ["*"])
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def test_crops_are_pieces_of_the_image_in_one_of_eight_orientations() -> None:
     pixels = image("uint16", (24, 30))
-    crops = Crops([Pool("one", 1.0, [pixels])], 16, AS_IT_IS).batch(20, torch.Generator().manual_seed(0))
+    crops = Crops([Pool("one", 1.0, [pixels])], 16, AS_IT_IS).batch(20, seeded())
     assert crops.shape == (20, 1, 16, 16)
     unit = to_unit(pixels)
     pieces = {unit[y : y + 16, x : x + 16].tobytes() for y in range(9) for x in range(15)}
@@ -126,7 +54,7 @@ def test_crops_are_pieces_of_the_image_in_one_of_eight_orientations() -> None:
 def test_zooming_out_keeps_the_mean_and_removes_detail() -> None:
     pixels = image(shape=(64, 64))
     zoomed = Augment(zoom_share=1.0, zoom_max=4.0, window_share=0.0, invert_share=0.0)
-    crops = Crops([Pool("one", 1.0, [pixels])], 16, zoomed).batch(50, torch.Generator().manual_seed(0))
+    crops = Crops([Pool("one", 1.0, [pixels])], 16, zoomed).batch(50, seeded())
     unit = to_unit(pixels)
     assert float(crops.mean()) == pytest.approx(float(unit.mean()), abs=0.01)
     assert float(crops.std()) < 0.8 * float(unit.std())
@@ -135,7 +63,7 @@ def test_zooming_out_keeps_the_mean_and_removes_detail() -> None:
 def test_windows_and_inversion_stay_in_range_and_vary_contrast() -> None:
     pixels = (image(shape=(64, 64)) // 4 + 96).astype(np.uint8)
     varied = Augment(zoom_share=0.0, window_share=1.0, gain=(0.5, 2.0), invert_share=0.5)
-    crops = Crops([Pool("one", 1.0, [pixels])], 32, varied).batch(100, torch.Generator().manual_seed(0))
+    crops = Crops([Pool("one", 1.0, [pixels])], 32, varied).batch(100, seeded())
     assert float(crops.min()) >= 0.0
     assert float(crops.max()) <= 1.0
     stds = crops.std(dim=(1, 2, 3)) / float(to_unit(pixels).std())
@@ -146,7 +74,7 @@ def test_windows_and_inversion_stay_in_range_and_vary_contrast() -> None:
 def test_shares_decide_how_often_each_pool_is_drawn() -> None:
     black, white = np.zeros((16, 16), np.uint8), np.full((16, 16), 255, np.uint8)
     pools = [Pool("black", 3.0, [black]), Pool("white", 1.0, [white])]
-    crops = Crops(pools, 16, AS_IT_IS).batch(2000, torch.Generator().manual_seed(0))
+    crops = Crops(pools, 16, AS_IT_IS).batch(2000, seeded())
     assert float(crops.mean()) == pytest.approx(0.25, abs=0.04)
 
 
@@ -155,15 +83,138 @@ def test_images_smaller_than_a_crop_are_an_error_when_nothing_else_is_there() ->
         Crops([Pool("small", 1.0, [image()])], 64, AS_IT_IS)
 
 
-def test_rendered_images_are_reproducible_and_kept(tmp_path: Path) -> None:
-    settings = Procedural(images=2, size=48, share=1.0)
-    first = render_pool(settings, seed=3, cache=tmp_path)
-    (kept,) = tmp_path.iterdir()
-    before = kept.stat().st_mtime_ns
-    again, fresh = render_pool(settings, seed=3, cache=tmp_path), render_pool(settings, seed=3)
-    assert kept.stat().st_mtime_ns == before
-    np.testing.assert_array_equal(first.images, again.images)
-    np.testing.assert_array_equal(first.images, fresh.images)
-    assert not np.array_equal(first.images[0], first.images[1])
-    other = render_pool(settings, seed=4, cache=tmp_path)
-    assert not np.array_equal(first.images[0], other.images[0])
+def test_the_same_generator_gives_the_same_crops_from_memory_and_from_the_disk(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", image(shape=(3, 64, 64)), photometric="minisblack")
+    tifffile.imwrite(tmp_path / "b.tif", image(shape=(90, 64)), tile=(16, 16), compression="zlib")
+    batches = []
+    for shelf in (Shelf(), Shelf(0)):
+        pools, files = load_pools([Source(name="all", files="*")], [tmp_path], shelf=shelf)
+        assert [f.name for f in files] == ["a.tif", "b.tif"]
+        batches.append(Crops(pools, 16, Augment()).batch(40, seeded(3)))
+    assert torch.equal(*batches)
+    assert not torch.equal(batches[0], Crops(pools, 16, Augment()).batch(40, seeded(4)))
+
+
+# ------------------------------------------------------------------------------------------------ content
+
+
+def half_empty(edge: int = 256) -> NDArray[np.uint8]:
+    """Structure on the left, noise on the right."""
+    rng = np.random.default_rng(0)
+    coarse = np.kron(rng.integers(40, 215, (edge // 8, edge // 8)), np.ones((8, 8)))
+    coarse[:, edge // 2 :] = 128
+    return np.clip(coarse + rng.normal(0, 12, (edge, edge)), 0, 255).astype(np.uint8)
+
+
+def test_content_is_found_under_noise() -> None:
+    content = content_map(half_empty())
+    assert (content.weights.shape, content.cell) == ((8, 8), 32)
+    assert content.weights[:, :4].min() > 0.5
+    assert content.weights[:, 4:].max() <= 2 * FLOOR
+
+
+def test_crops_without_content_are_rarer_but_not_absent() -> None:
+    crops = Crops([Pool("one", 1.0, [half_empty()])], 48, AS_IT_IS).batch(600, seeded())
+    empty = float((crops.std(dim=(1, 2, 3)) < 0.07).float().mean())
+    assert 0.03 < empty < 0.2  # of all places, 0.35 are
+
+
+def test_places_are_even_where_content_is() -> None:
+    marked = np.add.outer(np.arange(100) * 200, np.arange(100)).astype(np.uint16)
+    rng = np.random.default_rng(0)
+    noisy = rng.integers(0, 2, marked.shape)  # as much to see everywhere
+    crops = Crops([Pool("one", 1.0, [(marked * 2 + noisy).astype(np.uint16)])], 60, AS_IT_IS)
+    corners = (crops.batch(800, seeded()).amin(dim=(1, 2, 3)) * 65535 / 2).round().int()
+    rows, columns = corners // 200, corners % 200
+    for starts in (rows, columns):
+        counts = torch.histc(starts.float(), bins=4, min=0, max=41)
+        assert int(starts.max()) <= 40
+        assert float(counts.min()) > 800 / 4 * 0.75
+
+
+def test_large_planes_are_judged_by_a_bounded_number_of_cells() -> None:
+    content = content_map(np.zeros((3, 10_000), np.uint8))
+    assert (content.weights.shape, content.cell) == ((1, 62), 160)
+    assert (content.weights == 1).all()
+
+
+# --------------------------------------------------------------------------------------------- neighbours
+
+
+def numbered(n: int, first: int = 0) -> list[NDArray[np.uint8]]:
+    return [np.full((16, 16), first + i, np.uint8) for i in range(n)]
+
+
+def stack_pool(n: int, *, missing: tuple[int, ...] = ()) -> Pool:
+    kept = [i for i in range(n) if i not in missing]
+    places = [Place("s.tif", "s", 0, i) for i in kept]
+    return Pool("stack", 1.0, [numbered(n)[i] for i in kept], stack=True, places=places)
+
+
+def drawn(crops: Crops, n: int = 60) -> set[tuple[int, ...]]:
+    batch = (crops.batch(n, seeded())[:, :, 0, 0] * 255).round().int()
+    return {tuple(row) for row in batch.tolist()}
+
+
+def test_neighbours_surround_the_middle_and_ends_are_repeated() -> None:
+    crops = Crops([stack_pool(4)], 8, AS_IT_IS, frames=3)
+    assert crops.batch(2, seeded()).shape == (2, 3, 8, 8)
+    assert drawn(crops) == {(0, 0, 1), (0, 1, 2), (1, 2, 3), (2, 3, 3)}
+    assert drawn(Crops([stack_pool(4)], 8, AS_IT_IS, frames=5)) == {
+        (0, 0, 0, 1, 2),
+        (0, 0, 1, 2, 3),
+        (0, 1, 2, 3, 3),
+        (1, 2, 3, 3, 3),
+    }
+
+
+def test_a_gap_is_an_end() -> None:
+    crops = Crops([stack_pool(6, missing=(2,))], 8, AS_IT_IS, frames=3)
+    assert drawn(crops) == {(0, 0, 1), (0, 1, 1), (3, 3, 4), (3, 4, 5), (4, 5, 5)}
+
+
+def test_planes_of_another_stack_are_no_neighbours(tmp_path: Path) -> None:
+    stacks = np.stack(numbered(6)).reshape(2, 3, 16, 16)
+    for name in "ab":
+        data = stacks + (100 if name == "b" else 0)
+        tifffile.imwrite(tmp_path / f"{name}.ome.tif", data.astype(np.uint8), metadata={"axes": "TZYX"})
+    pools, _ = load_pools([Source(name="s", files="*", stack=True)], [tmp_path])
+    one = {(0, 0, 1), (0, 1, 2), (1, 2, 2), (3, 3, 4), (3, 4, 5), (4, 5, 5)}
+    expected = one | {tuple(100 + i for i in row) for row in one}
+    assert drawn(Crops(pools, 8, AS_IT_IS, frames=3), 200) == expected
+
+
+def test_images_without_neighbours_are_left_out_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    single = Pool("single", 9.0, [*numbered(3, 100)])
+    lonely = Pool("lonely", 9.0, [*numbered(1, 200)], stack=True)
+    with caplog.at_level(logging.WARNING):
+        crops = Crops([stack_pool(3), single, lonely], 8, AS_IT_IS, frames=3)
+    assert drawn(crops) == {(0, 0, 1), (0, 1, 2), (1, 2, 2)}
+    assert "single: 3 of 3 images have no neighbour, which 3 frames need" in caplog.text
+    assert "lonely: 1 of 1 images have no neighbour" in caplog.text
+    assert {row[0] for row in drawn(Crops([single, lonely], 8, AS_IT_IS))} == {100, 101, 102, 200}
+    with pytest.raises(InputError, match=r"and a neighbour: set stack = true"):
+        Crops([single], 8, AS_IT_IS, frames=3)
+
+
+def test_all_frames_are_varied_alike() -> None:
+    rng = np.random.default_rng(0)
+    base = np.kron(rng.integers(60, 180, (16, 16)), np.ones((8, 8))).astype(np.uint8)
+    places = [Place("s.tif", "s", 0, i) for i in range(3)]
+    pool = Pool("stack", 1.0, [base, base, base], stack=True, places=places)
+    crops = Crops([pool], 32, Augment(window_share=1.0, invert_share=0.5), frames=3).batch(20, seeded())
+    assert torch.equal(crops[:, 0], crops[:, 1])
+    assert torch.equal(crops[:, 2], crops[:, 1])
+
+
+@pytest.mark.parametrize("frames", [0, 2, -1])
+def test_an_even_number_of_frames_has_no_middle(frames: int) -> None:
+    with pytest.raises(ConfigError, match=f"frames = {frames}"):
+        Crops([stack_pool(3)], 8, AS_IT_IS, frames=frames)
+
+
+def test_small_images_are_named_when_larger_ones_are_there(caplog: pytest.LogCaptureFixture) -> None:
+    pool = Pool("mixed", 1.0, [image(), image(shape=(64, 64))])
+    with caplog.at_level(logging.WARNING):
+        Crops([pool], 64, AS_IT_IS)
+    assert "mixed: 1 of 2 images have fewer than 64 x 64 pixels and are left out: mixed 0" in caplog.text
