@@ -19,7 +19,7 @@ from live_sr.train.files import Plane, to_unit
 CELL_PX = 32  # edge of the smallest cell: a third of a usual crop
 BIN_PX = 4  # averaged before the deviation is taken: the noise of single pixels falls to a quarter
 MAX_CELLS = 64  # along the longer axis: 16 kB for each image
-ROWS_PX = 16  # rows of a cell that are looked at: half of a small one, enough to judge a large one
+ROWS_PX = 32  # rows of a cell that are looked at: all of a small one, enough to judge a large one
 WHOLE_PX = 2**26  # pixels that may be read in one piece; of larger planes only the rows that are looked at
 FULL = 95  # percentile of the cells that counts as full of content
 FLOOR = 0.1  # weight of an empty cell beside a full one
