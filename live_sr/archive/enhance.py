@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from live_sr import __version__
-from live_sr.archive.images import Source, check_target, format_of, open_source, write_image
+from live_sr.client.images import ImageSource, check_target, format_of, open_source, write_image
 from live_sr.client.store import STATEMENT, SRStore
 from live_sr.client.volume import VolumeLayout
 from live_sr.errors import InputError, RemoteError, StoreError
@@ -125,7 +125,7 @@ def enhance(
 
 
 def _into_file(
-    planes: Source, source: Path, target: Path, upscaler: Upscaler, report: EnhanceReport, tell: Progress
+    planes: ImageSource, source: Path, target: Path, upscaler: Upscaler, report: EnhanceReport, tell: Progress
 ) -> None:
     layout = planes.layout.scaled(upscaler.info.scale)
     check_target(target, layout)
@@ -135,7 +135,9 @@ def _into_file(
     write_image(target, layout, restored, statement=_statement(upscaler.info, source))
 
 
-def _restored(planes: Source, upscaler: Upscaler, report: EnhanceReport, tell: Progress) -> Iterator[Pixels]:
+def _restored(
+    planes: ImageSource, upscaler: Upscaler, report: EnhanceReport, tell: Progress
+) -> Iterator[Pixels]:
     """Planes for the writer, which does not come back after the last: each is counted before it is given."""
     y, x = planes.layout.scaled(upscaler.info.scale).frame_shape
     for index in planes.indices():
@@ -161,7 +163,7 @@ def _statement(info: UpscalerInfo, source: Path) -> str:
 
 
 def _into_volume(
-    planes: Source, source: Path, target: Path, upscaler: Upscaler, report: EnhanceReport, tell: Progress
+    planes: ImageSource, source: Path, target: Path, upscaler: Upscaler, report: EnhanceReport, tell: Progress
 ) -> None:
     store = _open_volume(target, planes.layout, source, upscaler.info)
     try:
@@ -181,7 +183,12 @@ def _into_volume(
 
 
 def _restore_one(
-    planes: Source, index: dict[str, int], seq: int, store: SRStore, upscaler: Upscaler, report: EnhanceReport
+    planes: ImageSource,
+    index: dict[str, int],
+    seq: int,
+    store: SRStore,
+    upscaler: Upscaler,
+    report: EnhanceReport,
 ) -> None:
     """One frame into the volume, or why not into its journal; a full disk or a lost server ends the work."""
     try:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from ome_writers import Dimension, Plate
 
 AxisType = Literal["time", "channel", "space", "other"]
+Window = tuple[slice, slice]
+"""Rows and columns of a plane, both with a start and a stop within it and without a step."""
+
 POSITION = "p"  # useq's and ome-writers' key for the stage position; never an axis of an array
 
 
@@ -378,13 +381,17 @@ class VolumeReader:
         except (ValueError, OSError, RuntimeError) as error:
             raise StoreError(f"frame {shown(index)} of {self.path} cannot be found: {error}") from error
 
-    def read(self, index: Mapping[str, int], *, absent_ok: bool = False) -> NDArray[Any]:
-        """Read one frame, (Y, X).
+    def read(
+        self, index: Mapping[str, int], *, window: Window | None = None, absent_ok: bool = False
+    ) -> NDArray[Any]:
+        """Read one frame, (Y, X), or a window of it.
 
         Parameters
         ----------
         index : mapping
             As ``MDAEvent.index``; see :meth:`VolumeLayout.locate`.
+        window : (slice, slice), optional
+            Only the chunks that hold it are read.
         absent_ok : bool
             Read chunks that are not on disk as the fill value instead of raising.
 
@@ -396,7 +403,9 @@ class VolumeReader:
         array, where = self._at(index)
         if array is None:
             raise StoreError(f"frame {shown(index)} lies outside {self.path} as it is now")
-        return read_frame(array, where, f"frame {shown(index)} of {self.path}", absent_ok=absent_ok)
+        return read_frame(
+            array, where + (window or ()), f"frame {shown(index)} of {self.path}", absent_ok=absent_ok
+        )
 
     def chunk(self, index: Mapping[str, int]) -> tuple[object, int]:
         """Which chunk holds the frame at `index`, and how many frames of the volume as it is now lie in it.
@@ -414,6 +423,12 @@ class VolumeReader:
         starts = tuple(i // step * step for i, step in zip(where, steps, strict=True))
         frames = math.prod(min(a, b - c) for a, b, c in zip(steps, sizes, starts, strict=True))
         return (index.get(POSITION, 0), starts), int(frames)
+
+    def cuts(self) -> bool:
+        """Whether a frame of the first position is stored in several chunks along y or x."""
+        array = self._fresh(0)
+        chunk = array.chunk_layout.read_chunk.shape
+        return any(a < b for a, b in zip(chunk[-2:], array.shape[-2:], strict=True))
 
     def indices(self) -> Iterator[dict[str, int]]:
         """Index of every frame the volume has room for now, in the order of storage, position by position."""
@@ -473,8 +488,10 @@ def open_array(path: Path, *, write: bool = False, sync: bool = True, **options:
     return ts.open(spec, context=context, open=True, read=True, write=write).result()
 
 
-def read_frame(array: Any, where: tuple[int, ...], what: str, *, absent_ok: bool = False) -> NDArray[Any]:
-    """Read one (Y, X) frame of an open array; `what` names it in errors.
+def read_frame(
+    array: Any, where: tuple[int | slice, ...], what: str, *, absent_ok: bool = False
+) -> NDArray[Any]:
+    """Read one (Y, X) frame of an open array, or a window of one; `what` names it in errors.
 
     Raises
     ------

@@ -18,8 +18,8 @@ import zarr
 from numpy.typing import NDArray
 from PIL import Image
 
-from live_sr.archive import images
 from live_sr.archive.enhance import enhance
+from live_sr.client import images
 from live_sr.client import journal as journals
 from live_sr.client.journal import journal_path
 from live_sr.client.link import RemoteUpscaler

@@ -1,6 +1,7 @@
 """Reads and writes TIFF, OME-TIFF and PNG one plane at a time, described by the same layout as a volume.
 
-Knows neither model nor network. What is not a stack of grey-level planes is refused, never converted.
+Of a plane that is not compressed as a whole, a window can be read alone. Knows neither model nor network. What
+is not a stack of grey-level planes is refused, never converted.
 """
 
 from __future__ import annotations
@@ -9,17 +10,18 @@ import itertools
 import math
 import uuid
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import tifffile
+from numpy.typing import NDArray
 
 from live_sr.client.journal import journal_path
-from live_sr.client.volume import Axis, AxisType, Position, VolumeLayout, VolumeReader
+from live_sr.client.volume import Axis, AxisType, Position, VolumeLayout, VolumeReader, Window
 from live_sr.errors import InputError, StoreError
 from live_sr.frame import DTYPES, Pixels
 
@@ -33,6 +35,7 @@ SUFFIXES: dict[str, Format] = {
     ".png": "png",
 }
 CLASSIC_TIFF_BYTES = 2**32 - 2**25  # offsets have 32 bits; 32 MB are left for the pages' own descriptions
+JPEG = (6, 7, 33007, 34892)  # kinds of compression whose strips need the page's tables to be decoded
 PNG_MODES = {"L": "uint8", "I;16": "uint16", "I;16B": "uint16"}
 
 # OME-XML writes symbols where OME-Zarr writes names.
@@ -60,7 +63,7 @@ PAGES = ("i", "q")  # tifffile's names for pages of which the file does not say 
 AXIS_TYPES: dict[str, AxisType] = {"t": "time", "c": "channel", "z": "space"}
 
 
-class Source(Protocol):
+class ImageSource(Protocol):
     """Planes of a file or volume, each read when it is asked for."""
 
     @property
@@ -72,8 +75,17 @@ class Source(Protocol):
         """Index of every plane, in the order of storage."""
         ...
 
-    def read(self, index: Mapping[str, int]) -> Pixels | None:
-        """The plane at `index`; None when it was never written."""
+    @property
+    def cuts(self) -> bool:
+        """Whether reading a window costs less than reading its plane."""
+        ...
+
+    def present(self, index: Mapping[str, int]) -> bool:
+        """Whether the plane at `index` was ever written."""
+        ...
+
+    def read(self, index: Mapping[str, int], window: Window | None = None) -> NDArray[Any] | None:
+        """The plane at `index`, or a window of it; None when it was never written."""
         ...
 
     def close(self) -> None:
@@ -96,13 +108,18 @@ def format_of(path: Path) -> Format:
     raise InputError(f"{path}: the name must end with one of {', '.join(SUFFIXES)}")
 
 
-def open_source(path: Path) -> Source:
+def open_source(path: Path, dtypes: Sequence[str] = DTYPES) -> ImageSource:
     """Open an image file or OME-Zarr volume for reading.
+
+    Parameters
+    ----------
+    dtypes : sequence of str
+        Pixel types that the caller can use.
 
     Raises
     ------
     InputError
-        When there is nothing, or its planes are not grey levels of 8 or 16 bit.
+        When there is nothing, or its planes are not grey levels of one of the `dtypes`.
     StoreError
         When it is a folder without an OME-Zarr 0.5 volume.
     """
@@ -110,16 +127,16 @@ def open_source(path: Path) -> Source:
         raise InputError(f"there is no {path}: check the name")
     if path.is_dir():
         if journal_path(path).exists():
-            raise InputError(f"{path} is a computed volume itself: restore the raw volume it was made from")
-        source: Source = ZarrSource(path)
+            raise InputError(f"{path} is a computed volume itself: take the raw volume it was made from")
+        source: ImageSource = ZarrSource(path)
     elif format_of(path) == "png":
         source = PngSource(path)
     else:
         source = TiffSource(path)
-    if source.layout.dtype not in DTYPES:
+    if source.layout.dtype not in dtypes:
         dtype = source.layout.dtype
         source.close()
-        raise InputError(f"{path} is {dtype}, a frame must be uint8 or uint16: convert it without rescaling")
+        raise InputError(f"{path} is {dtype}, not {' or '.join(dtypes)}: convert it without rescaling")
     return source
 
 
@@ -134,9 +151,18 @@ class ZarrSource:
         """Position by position."""
         return self._reader.indices()
 
-    def read(self, index: Mapping[str, int]) -> Pixels | None:
+    @property
+    def cuts(self) -> bool:
+        """Whether a frame is stored in several chunks."""
+        return self._reader.cuts()
+
+    def present(self, index: Mapping[str, int]) -> bool:
+        """See :meth:`live_sr.client.volume.VolumeReader.present`."""
+        return self._reader.present(index)
+
+    def read(self, index: Mapping[str, int], window: Window | None = None) -> NDArray[Any] | None:
         """See :meth:`live_sr.client.volume.VolumeReader.read`."""
-        return self._reader.read(index) if self._reader.present(index) else None
+        return self._reader.read(index, window=window) if self.present(index) else None
 
     def close(self) -> None:
         """Let go of the arrays."""
@@ -167,13 +193,24 @@ class PngSource:
         """The one plane."""
         yield {}
 
-    def read(self, index: Mapping[str, int]) -> Pixels:
+    @property
+    def cuts(self) -> bool:
+        """Never: a PNG is decoded from its beginning."""
+        return False
+
+    def present(self, index: Mapping[str, int]) -> bool:
+        """Always: a PNG without its plane is no PNG."""
+        self.layout.locate(index)
+        return True
+
+    def read(self, index: Mapping[str, int], window: Window | None = None) -> NDArray[Any]:
         """(Y, X)."""
         self.layout.locate(index)
         try:
-            return np.asarray(self._image).astype(self.layout.dtype)
+            pixels = np.asarray(self._image).astype(self.layout.dtype)
         except (OSError, SyntaxError) as e:
             raise StoreError(f"{self._path} cannot be decoded: {e}") from e
+        return pixels if window is None else pixels[window]
 
     def close(self) -> None:
         """Close the file."""
@@ -185,6 +222,7 @@ class TiffSource:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._mapped: NDArray[np.uint8] | None = None
         try:
             self._file = tifffile.TiffFile(path)
         except (tifffile.TiffFileError, OSError) as e:
@@ -203,23 +241,84 @@ class TiffSource:
             for where in itertools.product(*map(range, sizes)):
                 yield self.layout.index_of(p, where)
 
-    def read(self, index: Mapping[str, int]) -> Pixels | None:
+    @property
+    def cuts(self) -> bool:
+        """Whether a page is uncompressed, or stored in several strips or tiles."""
+        page = self._series[0].keyframe
+        return page.is_memmappable or len(page.dataoffsets) > 1
+
+    def present(self, index: Mapping[str, int]) -> bool:
+        """Whether the file has a page for it; an OME-TIFF may not."""
+        p, n = self._number(index)
+        return _single(self._series[p]) or self._series[p].pages[n] is not None
+
+    def read(self, index: Mapping[str, int], window: Window | None = None) -> NDArray[Any] | None:
         """(Y, X) in this machine's byte order; None where an OME-TIFF has no data."""
-        p, where = self.layout.locate(index)
-        sizes = [axis.size or 0 for axis in self.layout.index_axes]
-        page = self._series[p].pages[int(np.ravel_multi_index(where, sizes)) if where else 0]
-        if page is None:
-            return None
+        p, n = self._number(index)
+        y, x = window or tuple(slice(0, edge) for edge in self.layout.frame_shape)
         try:
-            pixels = page.asarray()
+            pixels = self._window(self._series[p], n, (y, x))
         except (ValueError, OSError, tifffile.TiffFileError, RuntimeError) as e:
             # tifffile names the codec package when it is only that which is missing
             raise StoreError(f"page {dict(index)} of {self._path} cannot be decoded: {e}") from e
-        return np.ascontiguousarray(pixels, dtype=self.layout.dtype).reshape(self.layout.frame_shape)
+        return None if pixels is None else np.ascontiguousarray(pixels, dtype=self.layout.dtype)
 
     def close(self) -> None:
         """Close the file."""
+        self._mapped = None
         self._file.close()
+
+    def _number(self, index: Mapping[str, int]) -> tuple[int, int]:
+        """Of the series, and of the plane within it."""
+        p, where = self.layout.locate(index)
+        sizes = [axis.size or 0 for axis in self.layout.index_axes]
+        return p, int(np.ravel_multi_index(where, sizes)) if where else 0
+
+    def _window(self, series: tifffile.TiffPageSeries, n: int, window: Window) -> NDArray[Any] | None:
+        """Of plane `n`, reading no more of the file than the pages, strips or tiles that hold it."""
+        key = series.keyframe
+        if _single(series):
+            return self._map(key, cast("int", series.dataoffset) + n * key.nbytes)[window].copy()
+        page = series.pages[n]
+        if page is None:
+            return None
+        if key.is_memmappable:
+            return self._map(key, page.dataoffsets[0])[window].copy()
+        whole = tuple(slice(0, edge) for edge in key.shape)
+        if window == whole or key.compression in JPEG or len(page.dataoffsets) == 1:
+            return page.asarray()[window]
+        return self._segments(key, page, window)
+
+    def _map(self, key: tifffile.TiffPage, offset: int) -> NDArray[Any]:
+        """(Y, X) of the file itself: what is not looked at is not read."""
+        if self._mapped is None:
+            self._mapped = np.memmap(self._path, np.uint8, "r")
+        if offset + key.nbytes > self._mapped.size:
+            raise ValueError(f"the file ends at byte {self._mapped.size}, the page at {offset + key.nbytes}")
+        assert key.dtype is not None
+        return np.ndarray(key.shape, key.dtype.newbyteorder(self._file.byteorder), self._mapped, offset)
+
+    def _segments(
+        self, key: tifffile.TiffPage, page: tifffile.TiffPage | tifffile.TiffFrame, window: Window
+    ) -> NDArray[Any]:
+        """Decode the strips or tiles that touch a window."""
+        y, x = window
+        high, wide = key.chunks
+        across = -(-key.shape[1] // wide)
+        rows, columns = range(y.start // high, -(-y.stop // high)), range(x.start // wide, -(-x.stop // wide))
+        wanted = [row * across + column for row in rows for column in columns]
+        block = np.full((len(rows) * high, len(columns) * wide), key.nodata, key.dtype)
+        parts = self._file.filehandle.read_segments(
+            [page.dataoffsets[i] for i in wanted], [page.databytecounts[i] for i in wanted], wanted
+        )
+        for data, i in cast("Iterator[tuple[bytes | None, int]]", parts):
+            segment, (_, _, top, left, _), _ = key.decode(data, i)
+            if segment is not None:
+                top, left = top - rows.start * high, left - columns.start * wide
+                part = segment[0, :, :, 0]
+                block[top : top + part.shape[0], left : left + part.shape[1]] = part
+        top, left = rows.start * high, columns.start * wide
+        return block[y.start - top : y.stop - top, x.start - left : x.stop - left]
 
     def _read_layout(self) -> VolumeLayout:
         if not self._series:
@@ -250,11 +349,17 @@ class TiffSource:
                 f"{series.axes}): save one channel as grey levels, black as 0"
             )
         planes = math.prod(series.shape[:-2])
-        if series.axes[-2:] != "YX" or len(series.pages) != planes or page.shape != series.shape[-2:]:
+        apart = _single(series) or len(series.pages) == planes
+        if series.axes[-2:] != "YX" or not apart or page.shape != series.shape[-2:]:
             raise InputError(
                 f"{self._path} (axes {series.axes}, shape {series.shape}) does not keep each plane as a page "
                 "of its own: save it again as OME-TIFF"
             )
+
+
+def _single(series: tifffile.TiffPageSeries) -> bool:
+    """Whether one page describes all planes, as ImageJ writes more than 4 GB."""
+    return len(series.pages) == 1 and series.dataoffset is not None
 
 
 def _axes(series: tifffile.TiffPageSeries) -> tuple[Axis, ...]:

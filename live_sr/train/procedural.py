@@ -1,0 +1,69 @@
+"""Renders specimens as training images, once, before training starts. Knows the tissue, not the crops."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import cast
+
+import msgspec
+import numpy as np
+import tifffile
+from rich.progress import track
+
+from live_sr.config import Settings
+from live_sr.frame import Pixels
+from live_sr.sim.specimen import Neuropil
+from live_sr.train.images import Plane, read_images
+from live_sr.train.pools import Pool
+
+
+class Procedural(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Renderings of :class:`live_sr.sim.specimen.Neuropil`, drawn once before training starts.
+
+    Attributes
+    ----------
+    images : int
+    size : int
+        Edge of each image in pixels.
+    pixel_size_um : (float, float)
+        Pixel size of the truth, drawn log-uniformly.
+    share : float
+        Relative share of the training crops.
+    """
+
+    images: int = 0
+    size: int = 640
+    pixel_size_um: tuple[float, float] = (0.003, 0.012)
+    share: float = 0.0
+
+
+def render_pool(settings: Procedural, seed: int, cache: Path | None = None) -> Pool:
+    """Render the procedural images, showing progress; the same settings and seed give the same images.
+
+    With a `cache` folder they are kept there as a TIFF stack, so that a resumed run starts at once.
+    """
+    key = hashlib.sha256(msgspec.json.encode((settings, seed))).hexdigest()[:12]
+    kept = cache / f"procedural-{key}.tif" if cache else None
+    if kept and kept.exists():
+        return Pool("procedural", settings.share, list[Plane](read_images(kept)))
+    images: list[Plane] = [
+        render_one(settings, (seed, n))
+        for n in track(range(settings.images), description="rendering specimens")
+    ]
+    if kept:
+        partial = kept.with_name(kept.name + ".part")
+        tifffile.imwrite(partial, np.stack(cast("list[Pixels]", images)), photometric="minisblack")
+        partial.replace(kept)
+    return Pool("procedural", settings.share, images)
+
+
+def render_one(settings: Procedural, seed: tuple[int, int]) -> Pixels:
+    """(size, size) uint16: a random tissue at a random place, depth and pixel size."""
+    rng = np.random.default_rng(seed)
+    tissue = Neuropil.random(rng)
+    y, x, z = rng.uniform(-500, 500, 3)  # micrometres: anywhere in an endless tissue
+    pixel_size_um = float(np.exp(rng.uniform(*np.log(settings.pixel_size_um))))
+    shape = (settings.size, settings.size)
+    image = tissue.render(shape, pixel_size_um=pixel_size_um, center_um=(y, x), z_um=z)
+    return np.rint(image * 65535).astype(np.uint16)
