@@ -28,6 +28,7 @@ from torch import Tensor
 
 from live_sr.config import Settings
 from live_sr.errors import ConfigError, InputError
+from live_sr.frame import Pixels
 from live_sr.train.sheet import Row, draw_sheet
 
 PRESETS = Path(__file__).parent / "presets"
@@ -663,13 +664,7 @@ class Crappifier(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True
 
         Milder is nearer to what changes nothing: no blur, many electrons, gain 1. Shares stay.
         """
-        pinned = []
-        for step in self.steps:
-            values = {
-                field: how.at(getattr(step, field), strength) for field, how in drawn_fields(type(step)).items()
-            }
-            pinned.append(msgspec.structs.replace(step, **{field: (v, v) for field, v in values.items()}))
-        return msgspec.structs.replace(self, steps=tuple(pinned))
+        return msgspec.structs.replace(self, steps=tuple(_pinned(step, strength) for step in self.steps))
 
     def with_dose(self, dose: float, read_noise: float | None = None) -> Crappifier:
         """The same steps with the dose pinned for all images, and the read noise if it is given.
@@ -712,10 +707,10 @@ def load_crappifier(name_or_path: str | Path) -> Crappifier:
     name = str(name_or_path)
     path = PRESETS / f"{name}.toml" if name in presets() else Path(name_or_path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as e:
         raise ConfigError(
-            f"cannot read crappifier {name!r} ({e}): give a TOML file, or one of {', '.join(presets())}"
+            f"cannot read crappifier {name!r} ({e.strerror}): give a TOML file or one of {', '.join(presets())}"
         ) from e
     return from_toml(text, name)
 
@@ -763,8 +758,35 @@ def describe(crappifier: Crappifier) -> str:
     return "\n".join(lines)
 
 
+def degrade(pixels: Pixels, crappifier: Crappifier, scale: int, generator: torch.Generator) -> Pixels:
+    """One stored image as the microscope would have stored it, in the same grey levels.
+
+    Parameters
+    ----------
+    pixels : (H, W) uint8 or uint16
+        Cropped at the bottom and the right to whole raw pixels.
+
+    Returns
+    -------
+    (H // scale, W // scale), dtype of `pixels`
+
+    Raises
+    ------
+    InputError
+        When it is smaller than a raw pixel.
+    """
+    rows, cols = _whole(pixels.shape, scale)
+    full = np.iinfo(pixels.dtype).max
+    truth = torch.from_numpy(np.asarray(pixels[:rows, :cols] / np.float32(full), np.float32))[None, None]
+    raw = crappifier(truth, scale, generator)[0, 0].numpy()
+    grey: Pixels = np.rint(raw * full).astype(pixels.dtype)
+    return grey
+
+
 def preview(images: Sequence[NDArray[np.float32]], crappifier: Crappifier, scale: int, seed: int) -> bytes:
-    """A PNG of what a crappifier does: one row for each strength, raw frames beside their truth.
+    """A PNG of what a crappifier does: raw frames beside their truth, one row for each strength.
+
+    Below them, one row for each step that not every image gets: its harshest, and the mildest of the rest.
 
     Parameters
     ----------
@@ -776,15 +798,20 @@ def preview(images: Sequence[NDArray[np.float32]], crappifier: Crappifier, scale
     InputError
         When there is no image, or one is smaller than a raw pixel.
     """
+    shown = [(f"strength {strength:g}", crappifier.at(strength)) for strength in STRENGTHS]
+    for i, step in enumerate(crappifier.steps):
+        if step.share < 1:
+            harsh = msgspec.structs.replace(_pinned(step, 1.0), share=1.0)
+            steps = [harsh if j == i else _pinned(s, 0.0) for j, s in enumerate(crappifier.steps)]
+            alone = tuple(s for s in steps if s.share == 1)
+            title = f"strength 0, with the harshest {step.name} ({100 * step.share:g} % of the images have it)"
+            shown.append((title, msgspec.structs.replace(crappifier, steps=alone)))
     truths = [_middle(image, scale) for image in images]
     rows = []
-    for strength in STRENGTHS:
-        pinned, generator = crappifier.at(strength), torch.Generator().manual_seed(seed)
-        pictures = []
-        for truth in truths:
-            raw = pinned(torch.from_numpy(truth)[None, None], scale, generator)
-            pictures += [truth, raw[0, 0].numpy()]
-        rows.append(Row(f"strength {strength:g}", pictures))
+    for title, pinned in shown:
+        generator = torch.Generator().manual_seed(seed)
+        raws = [pinned(torch.from_numpy(t)[None, None], scale, generator)[0, 0].numpy() for t in truths]
+        rows.append(Row(title, [p for pair in zip(truths, raws, strict=True) for p in pair]))
     return draw_sheet(["truth", crappifier.id] * len(truths), rows, cell=PREVIEW_EDGE)
 
 
@@ -896,12 +923,22 @@ def _warp(x: Tensor, shift: Tensor) -> Tensor:
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=True)
 
 
+def _pinned(step: AnyStep, strength: float) -> AnyStep:
+    values = {field: how.at(getattr(step, field), strength) for field, how in drawn_fields(type(step)).items()}
+    return msgspec.structs.replace(step, **{field: (v, v) for field, v in values.items()})
+
+
+def _whole(shape: tuple[int, ...], scale: int) -> tuple[int, int]:
+    rows, cols = (n // scale * scale for n in shape)
+    if min(rows, cols) == 0:
+        raise InputError(f"an image of shape {shape} is smaller than one raw pixel at scale {scale}")
+    return rows, cols
+
+
 def _middle(image: NDArray[np.float32], scale: int) -> NDArray[np.float32]:
-    edges = [min(n, PREVIEW_EDGE) // scale * scale for n in image.shape]
-    if min(edges) == 0:
-        raise InputError(f"an image of shape {image.shape} is smaller than one raw pixel at scale {scale}")
-    y, x = ((n - edge) // 2 for n, edge in zip(image.shape, edges, strict=True))
-    return np.ascontiguousarray(image[y : y + edges[0], x : x + edges[1]], np.float32)
+    rows, cols = _whole(tuple(min(n, PREVIEW_EDGE) for n in image.shape), scale)
+    y, x = (image.shape[0] - rows) // 2, (image.shape[1] - cols) // 2
+    return np.array(image[y : y + rows, x : x + cols], np.float32)
 
 
 def _span(between: Range) -> str:
