@@ -239,7 +239,8 @@ def train(
     resume: Annotated[bool, typer.Option(help="Go on with the run in that folder.")] = False,
 ) -> None:
     """Train a model on images that are degraded on the fly."""
-    from live_sr.train.fit import TrainSettings, fit
+    from live_sr.train.fit import fit
+    from live_sr.train.settings import TrainSettings
 
     model = fit(load(config, TrainSettings), data, out, resume=resume)
     print(f"model: {model}. Serve it with: live-sr serve --model {model}")
@@ -317,7 +318,7 @@ def crappify(
     import torch
 
     from live_sr.train import crappify as c
-    from live_sr.train.dataset import read_images, to_unit
+    from live_sr.train.images import read_images, to_unit
 
     crappifier = c.load_crappifier(preset)
     planes = read_images(source)

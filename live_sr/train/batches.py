@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from live_sr.train.crappify import Crappifier
-from live_sr.train.dataset import Augment, Crops, PairCrops
+from live_sr.train.dataset import Augment, Crops
+from live_sr.train.pairs import PairCrops
 
 BLIND = 0.015  # of the pixels of a crop are hidden at a time (Krull et al. 2019 hide 64 of 64 x 64)
 BLIND_REACH = 2  # pixels around a hidden one that its stand-in is taken from, same source: 5 x 5

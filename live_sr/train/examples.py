@@ -22,20 +22,13 @@ from live_sr.train.batches import (
     Paired,
 )
 from live_sr.train.crappify import Crappifier, Detector, Dose, Undersample
-from live_sr.train.dataset import (
-    Crops,
-    File,
-    PairCrops,
-    Pool,
-    Shelf,
-    load_files,
-    load_pools,
-    neighbours,
-    render_pool,
-    split_pools,
-    to_unit,
-)
+from live_sr.train.dataset import Crops, neighbours
+from live_sr.train.images import File, Shelf, load_files, to_unit
+from live_sr.train.pairs import Pair, PairCrops, load_pairs, split_pairs
+from live_sr.train.pools import Pool, load_pools
+from live_sr.train.procedural import render_pool
 from live_sr.train.settings import TrainSettings
+from live_sr.train.split import Split, split_pools
 
 VALIDATION_EDGE = 512  # pixels of the truth: the middle of each validation image
 VALIDATION_MOST = 16  # images from each file or source
@@ -125,11 +118,14 @@ def _restoring(
     size = settings.patch * network.scale
     if settings.procedural.share > 0 and network.frames == 1:
         pools = [*pools, render_pool(settings.procedural, settings.seed, cache)]
-    paired: PairExamples | None = None
+    pairs: list[Pair] = []
+    judged_pairs: list[Pair] = []
     if settings.pairs:
-        paired = pair_examples(settings, data)
-        files = [*files, *paired.files]
-    if not held_out and paired is None:
+        pairs, pair_files = load_pairs(settings.pairs, data, network.scale)
+        several = len({pair.place.sha256 for pair in pairs}) > 1
+        pairs, judged_pairs = split_pairs(pairs, settings.split or Split(by="file" if several else "region"))
+        files = [*files, *pair_files]
+    if not held_out and not judged_pairs:
         if settings.procedural.share <= 0:
             raise InputError("nothing to validate on: name validation files, or give a [split]")
         few = msgspec.structs.replace(settings.procedural, images=VALIDATION_PROCEDURAL)
@@ -139,8 +135,9 @@ def _restoring(
     if pools:
         crops = Crops(pools, size, settings.augment, network.frames)
         draw = Degraded(crops, settings.crappifier, network.scale)
-    if paired is not None:
-        draw = Mixed(paired.draw, draw, settings.pairs_share) if draw is not None else paired.draw
+    if pairs:
+        paired = Paired(PairCrops(pairs, settings.patch, network.scale, settings.augment))
+        draw = Mixed(paired, draw, settings.pairs_share) if draw is not None else paired
     assert draw is not None, "settings without anything to learn from are refused"
 
     judge = evaluation_crappifier(settings.validation_dose, settings.validation_read_noise)
@@ -150,8 +147,10 @@ def _restoring(
         for pool in held_out
         for i, frames in enumerate(_middles(pool, network.scale, network.frames))
     ]
-    if paired is not None:
-        validation += paired.validation
+    validation += [
+        Example("pairs", _paired(pair, network.scale), drawn=i == 0)
+        for i, pair in enumerate(judged_pairs[:VALIDATION_MOST])
+    ]
     return Examples(draw, validation, files)
 
 
@@ -188,6 +187,18 @@ def _middles(pool: Pool, scale: int, frames: int) -> list[Tensor]:
         planes = [torch.from_numpy(to_unit(pool.images[i][window])) for i in around]
         found.append(torch.stack(planes)[None])
     return found
+
+
+def _paired(pair: Pair, scale: int) -> Batch:
+    """The middle of a pair."""
+    edges = [min(n, VALIDATION_EDGE // scale) for n in pair.low.shape]
+    low = [slice((n - e) // 2, (n - e) // 2 + e) for n, e in zip(pair.low.shape, edges, strict=True)]
+    high = [slice(scale * s.start, scale * s.stop) for s in low]
+    raw, truth = (
+        torch.from_numpy(to_unit(plane[y, x]))[None, None]
+        for plane, (y, x) in ((pair.low, low), (pair.high, high))
+    )
+    return Batch(raw, truth)
 
 
 def _degraded(frames: Tensor, crappifier: Crappifier, scale: int, generator: torch.Generator) -> Batch:

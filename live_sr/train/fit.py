@@ -34,7 +34,7 @@ from live_sr.errors import ConfigError, InputError
 from live_sr.model import artifact
 from live_sr.model.unet import SuperResolver, count_kmac, measure_halo
 from live_sr.train.batches import Ahead, Batch
-from live_sr.train.dataset import File
+from live_sr.train.images import File
 from live_sr.train.examples import Example, Examples, gather
 from live_sr.train.losses import Adversary, critic_loss, fooling_loss, masked_psnr, restoration_loss, ssim
 from live_sr.train.rundir import RunFolder, commit
@@ -490,7 +490,7 @@ def _record(
         kmac_per_output_pixel=round(count_kmac(settings.network), 3),
         widths=settings.network.widths,
         pixel_size_um=settings.pixel_size_um,
-        attribution=[s.attribution for s in settings.sources if s.attribution],
+        attribution=[s.attribution for s in (*settings.sources, *settings.pairs) if s.attribution],
         licence=settings.licence,
         training={
             "settings": msgspec.to_builtins(msgspec.structs.replace(settings, crappify=settings.crappifier)),
@@ -500,7 +500,7 @@ def _record(
             "start_sha256": content["start"],
             "commit": commit(),
             "torch": str(torch.__version__),
-            "data": [{"file": f.name, "sha256": f.sha256, "images": f.count} for f in used],
+            "data": [{"file": f.name, "sha256": f.sha256, "images": len(f.images)} for f in used],
             "validation": {"psnr": round(score.psnr, 3), "ssim": round(score.ssim, 4)},
         },
         live_sr_version=importlib.metadata.version("live-sr"),

@@ -8,8 +8,12 @@ from live_sr.config import Settings
 from live_sr.errors import ConfigError
 from live_sr.model.unet import NetworkSettings
 from live_sr.train.crappify import Crappifier, load_crappifier
-from live_sr.train.dataset import Augment, PairSource, Procedural, Source, Split
+from live_sr.train.dataset import Augment
 from live_sr.train.losses import LossSettings
+from live_sr.train.pairs import PairSource
+from live_sr.train.pools import Source
+from live_sr.train.procedural import Procedural
+from live_sr.train.split import Split
 
 Task = Literal["restore", "noise2noise", "blind-spot"]
 

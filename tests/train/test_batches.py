@@ -12,7 +12,8 @@ import torch
 from live_sr.frame import Pixels
 from live_sr.train.batches import AS_THEY_ARE, BLIND, Ahead, Batch, BlindSpot, Degraded, Mixed, NoiseToNoise
 from live_sr.train.crappify import load_crappifier
-from live_sr.train.dataset import Crops, Pool
+from live_sr.train.dataset import Crops
+from live_sr.train.pools import Pool
 
 
 def generator(seed: int = 0) -> torch.Generator:
