@@ -81,7 +81,7 @@ Counts = Annotated[Range, Drawn(neutral=math.inf, lowest=1e-3, log=True)]
 
 
 class Step(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="step"):
-    """One thing that happens to a frame.
+    """One thing that happens to a frame; as a string, in plain words.
 
     Attributes
     ----------
@@ -114,10 +114,6 @@ class Step(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_
     @abstractmethod
     def apply(self, x: Tensor, pitch: int, generator: torch.Generator) -> Tensor:
         """Apply the step to all of (B, C, Y, X); `pitch` pixels of it, along y and x, are one raw pixel."""
-
-    @abstractmethod
-    def says(self) -> str:
-        """What it does, in plain words."""
 
     @property
     def name(self) -> str:
@@ -190,8 +186,7 @@ class Blur(Step, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="blu
             return x
         return _convolve(x, _disc(self.draw("defocus_px", x, generator)))
 
-    def says(self) -> str:
-        """What it does, in plain words."""
+    def __str__(self) -> str:
         parts = []
         if self.sigma_px != (0.0, 0.0):
             parts.append(f"Gaussian blur, sigma {_span(self.sigma_px)} px")
@@ -255,8 +250,7 @@ class Undersample(Step, frozen=True, forbid_unknown_fields=True, kw_only=True, t
                 out[chosen] = undersample(x[chosen], pitch, method)
         return out
 
-    def says(self) -> str:
-        """What it does, in plain words."""
+    def __str__(self) -> str:
         words = {
             "area": "the mean over each raw pixel",
             "point": "the middle of each raw pixel",
@@ -266,7 +260,8 @@ class Undersample(Step, frozen=True, forbid_unknown_fields=True, kw_only=True, t
         }
         total = sum(self.weights.values())
         parts = [
-            words[m] + (f" ({w / total:.0%})" if len(self.weights) > 1 else "") for m, w in self.weights.items()
+            words[m] + (f" ({100 * w / total:.3g} %)" if len(self.weights) > 1 else "")
+            for m, w in self.weights.items()
         ]
         return f"undersampling: {', '.join(parts)}"
 
@@ -290,8 +285,7 @@ class Contrast(Step, frozen=True, forbid_unknown_fields=True, kw_only=True, tag=
         gain, offset = self.draw("gain", x, generator), self.draw("offset", x, generator)
         return x * gain + (x.mean((1, 2, 3), keepdim=True) * (1 - gain) + offset)
 
-    def says(self) -> str:
-        """What it does, in plain words."""
+    def __str__(self) -> str:
         return f"contrast times {_span(self.gain)} about the mean, brightness plus {_span(self.offset)}"
 
 
@@ -311,8 +305,7 @@ class Dose(Step, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="dos
         counts = self.draw("counts", x, generator)
         return torch.poisson(x.clamp(min=0) * counts, generator=generator) / counts
 
-    def says(self) -> str:
-        """What it does, in plain words."""
+    def __str__(self) -> str:
         return f"Poisson noise of {_span(self.counts)} electrons or photons per pixel at full scale"
 
 
@@ -338,8 +331,7 @@ class Detector(Step, frozen=True, forbid_unknown_fields=True, kw_only=True, tag=
         noise = _normal(x, generator) * self.draw("read_noise", x, generator)
         return (x * gain + offset + noise).clamp(0, 1)
 
-    def says(self) -> str:
-        """What it does, in plain words."""
+    def __str__(self) -> str:
         pedestal = "" if self.offset == (0.0, 0.0) else f", offset {_span(self.offset)} of full scale"
         gain = "" if self.gain == (1.0, 1.0) else f", gain {_span(self.gain)}"
         return f"detector, read noise {_span(self.read_noise)} of full scale{gain}{pedestal}"
@@ -360,8 +352,7 @@ class Gaussian(Step, frozen=True, forbid_unknown_fields=True, kw_only=True, tag=
         """Add noise; not clipped."""
         return x + _normal(x, generator) * self.draw("sigma", x, generator)
 
-    def says(self) -> str:
-        """What it does, in plain words."""
+    def __str__(self) -> str:
         return f"Gaussian noise, sigma {_span(self.sigma)} of full scale"
 
 
@@ -385,8 +376,7 @@ class SignalGaussian(Step, frozen=True, forbid_unknown_fields=True, kw_only=True
         variance = smooth.clamp(min=0) * self.draw("strength", x, generator)
         return (x + _normal(x, generator) * variance.sqrt()).clamp(0, 1)
 
-    def says(self) -> str:
-        """What it does, in plain words."""
+    def __str__(self) -> str:
         return (
             f"Gaussian noise with a variance of {_span(self.strength)} times the signal "
             f"smoothed by {_span(self.sigma_px)} px"
@@ -411,8 +401,7 @@ class SaltPepper(Step, frozen=True, forbid_unknown_fields=True, kw_only=True, ta
         u = torch.rand(x.shape, generator=generator, device=x.device)
         return torch.where(u < salt, 1.0, torch.where(u < salt + pepper, 0.0, x))
 
-    def says(self) -> str:
-        """What it does, in plain words."""
+    def __str__(self) -> str:
         return f"white pixels, {_span(self.salt)} of all, and black ones, {_span(self.pepper)}"
 
 
@@ -433,8 +422,7 @@ class LineJitter(Step, frozen=True, forbid_unknown_fields=True, kw_only=True, ta
         errors = torch.randn((b, c, rows // pitch, 1), generator=generator, device=x.device)
         return _shift_lines(x, (errors * self.draw("sd_px", x, generator)).repeat_interleave(pitch, 2))
 
-    def says(self) -> str:
-        """What it does, in plain words."""
+    def __str__(self) -> str:
         return f"each line shifted sideways, standard deviation {_span(self.sd_px)} px"
 
 
@@ -469,9 +457,10 @@ class LineDropout(Step, frozen=True, forbid_unknown_fields=True, kw_only=True, t
         x = x.masked_fill(black.repeat_interleave(pitch, 2), 0.0)
         return x.gather(2, source.expand(b, c, rows, cols))
 
-    def says(self) -> str:
-        """What it does, in plain words."""
-        return f"lines lost, {_span(self.lost)} of all: {self.repeat:.0%} repeat the last, the rest are black"
+    def __str__(self) -> str:
+        return (
+            f"lines lost, {_span(self.lost)} of all: {100 * self.repeat:g} % repeat the last, others are black"
+        )
 
 
 class Distortion(Step, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="distortion"):
@@ -495,8 +484,7 @@ class Distortion(Step, frozen=True, forbid_unknown_fields=True, kw_only=True, ta
         rms = field.square().sum(1, keepdim=True).mean((2, 3), keepdim=True).sqrt()
         return _warp(x, field * (amplitude / rms.clamp(min=1e-6)))
 
-    def says(self) -> str:
-        """What it does, in plain words."""
+    def __str__(self) -> str:
         return f"smooth scan distortion, root mean square {_span(self.amplitude_px)} px"
 
 
@@ -519,8 +507,7 @@ class Drift(Step, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="dr
         time = torch.linspace(-0.5, 0.5, rows, device=x.device).view(1, 1, rows, 1)
         return _warp(x, (total * time).expand(-1, -1, rows, cols))
 
-    def says(self) -> str:
-        """What it does, in plain words."""
+    def __str__(self) -> str:
         return f"drift of {_span(self.px_per_frame)} px per frame"
 
 
@@ -555,8 +542,7 @@ class Charging(Step, frozen=True, forbid_unknown_fields=True, kw_only=True, tag=
         streaks = torch.where(since >= 0, height * decay, 0.0)
         return x + streaks.repeat_interleave(pitch, 2)
 
-    def says(self) -> str:
-        """What it does, in plain words."""
+    def __str__(self) -> str:
         return (
             f"charging, bright streaks on {_span(self.lines)} of the lines: {_span(self.amplitude)} of full "
             f"scale, decaying over {_span(self.decay_px)} px"
@@ -579,8 +565,7 @@ class Quantise(Step, frozen=True, forbid_unknown_fields=True, kw_only=True, tag=
         levels = (1 << self.bits) - 1
         return (x.clamp(0, 1) * levels).round() / levels
 
-    def says(self) -> str:
-        """What it does, in plain words."""
+    def __str__(self) -> str:
         return f"{self.bits}-bit grey levels, saturated at black and white"
 
 
@@ -754,7 +739,7 @@ def describe(crappifier: Crappifier) -> str:
     lines = [f"{crappifier.id}: {crappifier.description}".rstrip(": ")]
     for i, step in enumerate(crappifier.steps, start=1):
         share = "" if step.share >= 1 else f", in {100 * step.share:g} % of the images"
-        lines.append(f"{i:2}. {step.says()}{share}")
+        lines.append(f"{i:2}. {step}{share}")
     return "\n".join(lines)
 
 

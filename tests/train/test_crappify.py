@@ -131,8 +131,15 @@ def test_salt_and_pepper_replace_the_fractions_they_claim() -> None:
 @pytest.mark.parametrize("bits", [8, 12, 16])
 def test_quantised_levels_are_those_of_the_converter(bits: int) -> None:
     truth = torch.linspace(0, 1, 100_000).view(1, 1, 100, 1000)
-    raw = alone(Quantise(bits=bits))(truth, 1, seeded()).numpy().astype(np.float64) * (2**bits - 1)
-    np.testing.assert_allclose(raw, np.rint(truth.numpy().astype(np.float64) * (2**bits - 1)), atol=0.51 / 2**7)
+    grey, exact = (
+        x.numpy().astype(np.float64) * (2**bits - 1)
+        for x in (alone(Quantise(bits=bits))(truth, 1, seeded()), truth)
+    )
+    np.testing.assert_allclose(
+        grey, np.rint(grey), atol=0.01
+    )  # float32 holds 16 bits to a hundredth of a level
+    np.testing.assert_allclose(grey, exact, atol=0.51)
+    assert grey.max() == 2**bits - 1
 
 
 # optics and undersampling
@@ -223,10 +230,8 @@ def test_lost_lines_are_black_or_repeat_the_last_good_one() -> None:
     line = got[:, 0].numpy()
     expected = np.arange(1, 2001)
     black, repeats = line == 0, (line > 0) & (line != expected)
-    after_black = np.r_[False, black[:-1]] & black  # a repeat of a black line is black, too
     assert (black | repeats).mean() == pytest.approx(0.2, abs=0.03)
     assert repeats.mean() == pytest.approx(0.12, abs=0.03)
-    assert after_black.sum() < black.sum()
     for i in np.flatnonzero(repeats):
         assert line[i] == line[i - 1]
 
@@ -267,7 +272,7 @@ def test_charging_starts_at_bright_edges_and_decays_along_the_line() -> None:
     charged = streaks.max(axis=1) > 1e-4
     assert charged.mean() == pytest.approx(0.5, abs=0.08)
     at_edge = charged & (streaks.argmax(axis=1) == 30)
-    assert at_edge.sum() > 0.2 * charged.sum()  # 1.7 % of the columns would by chance have 0.8 %
+    assert at_edge.sum() > 0.2 * charged.sum()  # one column of 120: 0.8 % by chance
     expected = np.r_[np.zeros(30), 0.4 * np.exp(-np.arange(90) / 10)]
     np.testing.assert_allclose(streaks[at_edge], np.tile(expected, (at_edge.sum(), 1)), atol=1e-5)
 
@@ -507,7 +512,7 @@ def test_a_preview_has_a_row_for_each_strength_and_each_occasional_step() -> Non
     occasional = sum(step.share < 1 for step in crappifier.steps)
     rows = [round((sheet.height - 27) / 283) for sheet in sheets]
     assert rows == [5 + occasional, 5]
-    pixels = np.asarray(sheets[1], np.float64)[54:310, 268 : 268 + 256]
+    pixels = np.asarray(sheets[1], np.float64)[48:304, 268:524]  # first row, second cell
     assert pixels.std() / 255 == pytest.approx(math.sqrt(0.5 / 40 + 0.02**2), rel=0.05)
 
 
@@ -533,7 +538,8 @@ def test_the_command_degrades_a_stack_and_repeats_itself(stack: Path, tmp_path: 
     assert describe(load_crappifier("em-low-dose")) in said
     a = tifffile.imread(tmp_path / "a.tif")
     assert (a.shape, a.dtype) == ((3, 16, 20), np.uint16)
-    assert Image.open(tmp_path / "sheet.png").width > 4 * 256
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 6 * 256  # first, middle and last image, each beside its truth
     crappify("apply", stack, tmp_path / "b.tif", "--seed", 5)
     crappify(stack, tmp_path / "c.tif", "--seed", 6)
     assert np.array_equal(a, tifffile.imread(tmp_path / "b.tif"))
@@ -548,7 +554,8 @@ def test_strength_and_file_are_obeyed(tmp_path: Path) -> None:
         options = ("--preset", tmp_path / "mine.toml", "--scale", 2, "--strength", strength)
         code, said = crappify(tmp_path / "good.png", tmp_path / "raw.png", *options)
         assert code == 0, said
-        raw = np.asarray(Image.open(tmp_path / "raw.png"))
+        with Image.open(tmp_path / "raw.png") as image:
+            raw = np.asarray(image)
         assert raw.dtype == np.uint8
         assert np.var(raw / 255) == pytest.approx(0.5 / dose, rel=0.05)
 
