@@ -117,7 +117,7 @@ class BlindSpot:
 
 @dataclass(frozen=True)
 class Mixed:
-    """Two kinds of examples in fixed shares; a batch is of one kind, as their crops may differ in grey levels."""
+    """Two kinds of examples in fixed shares; each batch is of one kind."""
 
     first: Batches
     second: Batches
@@ -148,7 +148,7 @@ class Ahead:
     def __init__(self, draw: Callable[[int], Batch], first: int) -> None:
         self._draw = draw
         self._first = first
-        self._drawn: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=AHEAD)
+        self._drawn: queue.Queue[Batch | Exception] = queue.Queue(maxsize=AHEAD)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="live-sr batches", daemon=True)
 
@@ -165,19 +165,19 @@ class Ahead:
     def __iter__(self) -> Iterator[Batch]:
         while True:
             batch = self._drawn.get()
-            if isinstance(batch, BaseException):
+            if isinstance(batch, Exception):
                 raise batch
             yield batch
 
     def _run(self) -> None:
         for step in itertools.count(self._first):
             try:
-                batch: Batch | BaseException = self._draw(step)
-            except BaseException as e:  # the top of a thread: raised again where the batch is asked for
+                batch: Batch | Exception = self._draw(step)
+            except Exception as e:  # noqa: BLE001  the top of a thread: raised again where the batch is asked for
                 batch = e
             while not self._stop.is_set():
                 with contextlib.suppress(queue.Full):
                     self._drawn.put(batch, timeout=0.1)
                     break
-            if self._stop.is_set() or isinstance(batch, BaseException):
+            if self._stop.is_set() or isinstance(batch, Exception):
                 return

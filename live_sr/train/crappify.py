@@ -948,29 +948,3 @@ def _toml(value: Any) -> str:
     if isinstance(value, str):
         return json.dumps(value).replace("\x7f", "\\u007f")
     return repr(value)
-
-
-# to be deleted once training takes a Crappifier
-
-
-class CrappifySettings(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Ranges of the simplest crappifier: blur, undersampling, dose, read noise."""
-
-    dose: Range = (10.0, 300.0)
-    read_noise: Range = (0.0, 0.04)
-    blur_px: Range = (0.3, 1.0)
-    blur_share: float = 0.3
-    point_share: float = 0.2
-
-
-def crappify(truth: Tensor, scale: int, settings: CrappifySettings, generator: torch.Generator) -> Tensor:
-    """Degrade each image of a batch; see :class:`Crappifier`."""
-    return Crappifier(
-        id="plain",
-        steps=(
-            Blur(sigma_px=settings.blur_px, share=settings.blur_share),
-            Undersample(method={"area": 1 - settings.point_share, "point": settings.point_share}),
-            Dose(counts=settings.dose),
-            Detector(read_noise=settings.read_noise),
-        ),
-    )(truth, scale, generator)

@@ -1,4 +1,4 @@
-"""Puts together what a run learns from and what it is judged on, as its settings ask. Knows no network's weights."""
+"""Puts together what a run learns from and what it is judged on. Knows no network's weights."""
 
 from __future__ import annotations
 
@@ -57,11 +57,20 @@ class Example:
 
 @dataclass(frozen=True)
 class Examples:
-    """What to learn from, what to be judged on, and the files that both come from."""
+    """What to learn from, what to be judged on, and the files that both come from.
+
+    Attributes
+    ----------
+    files : list of File
+        Learnt from; with a split, parts of them are judged on.
+    judged : list of File
+        Judged on alone.
+    """
 
     draw: Batches
     validation: list[Example]
     files: list[File]
+    judged: list[File]
 
 
 def gather(settings: TrainSettings, data: Sequence[Path], *, cache: Path) -> Examples:
@@ -82,28 +91,22 @@ def gather(settings: TrainSettings, data: Sequence[Path], *, cache: Path) -> Exa
     shelf = Shelf()
     pools, files = load_pools(settings.sources, data, settings.validation, shelf)
     held_out: list[Pool] = []
+    judged: list[File] = []
     if settings.validation:
-        held_out, judged = _validation_files(settings, data, shelf)
-        files = [*files, *judged]
+        judged = load_files(data, settings.validation, shelf=shelf)
+        # planes of a file are taken as neighbours, as far as the network asks for any
+        held_out = [Pool(f.name, 1.0, list(f.images), True, list(f.places)) for f in judged]
     elif settings.split is not None and pools:
         pools, held_out = split_pools(pools, settings.split)
     if settings.task == "restore":
-        return _restoring(settings, data, cache, pools, held_out, files)
-    return _denoising(settings, pools, held_out, files)
+        return _restoring(settings, data, cache, pools, held_out, files, judged)
+    return _denoising(settings, pools, held_out, files, judged)
 
 
 def evaluation_crappifier(dose: float, read_noise: float) -> Crappifier:
     """What runs and models are judged by: area mean, counted electrons, Gaussian read noise."""
     steps = (Undersample(), Dose(counts=(dose, dose)), Detector(read_noise=(read_noise, read_noise)))
     return Crappifier(id="evaluation", steps=steps)
-
-
-def _validation_files(
-    settings: TrainSettings, data: Sequence[Path], shelf: Shelf
-) -> tuple[list[Pool], list[File]]:
-    """One pool for each validation file; its planes are neighbours, as far as the network asks for any."""
-    files = load_files(data, settings.validation, shelf=shelf)
-    return [Pool(f.name, 1.0, list(f.images), True, list(f.places)) for f in files], files
 
 
 def _restoring(
@@ -113,6 +116,7 @@ def _restoring(
     pools: list[Pool],
     held_out: list[Pool],
     files: list[File],
+    judged: list[File],
 ) -> Examples:
     network = settings.network
     size = settings.patch * network.scale
@@ -151,27 +155,25 @@ def _restoring(
         Example("pairs", _paired(pair, network.scale), drawn=i == 0)
         for i, pair in enumerate(judged_pairs[:VALIDATION_MOST])
     ]
-    return Examples(draw, validation, files)
+    return Examples(draw, validation, files, judged)
 
 
-def _denoising(
-    settings: TrainSettings, pools: list[Pool], held_out: list[Pool], files: list[File]
-) -> Examples:
+def _denoising(settings: TrainSettings, pools: list[Pool], held_out: list[Pool], files: list[File]) -> Examples:
     if not held_out:
         raise InputError(
-            "nothing to validate on: name validation files, or give a [split], for example by = \"region\""
+            'nothing to validate on: name validation files, or give a [split], for example by = "region"'
         )
     frames = 3 if settings.task == "noise2noise" else 1
     kind = NoiseToNoise if settings.task == "noise2noise" else BlindSpot
     size = settings.patch
     draw = kind(Crops(pools, size, AS_THEY_ARE, frames))
-    judged = kind(Crops(held_out, size, AS_THEY_ARE, frames))
+    examples = kind(Crops(held_out, size, AS_THEY_ARE, frames))
     generator = torch.Generator().manual_seed(settings.seed)
     validation = [
-        Example("held out", judged(1, generator), drawn=i < VALIDATION_PROCEDURAL)
+        Example("held out", examples(1, generator), drawn=i < VALIDATION_PROCEDURAL)
         for i in range(VALIDATION_MOST)
     ]
-    return Examples(draw, validation, files)
+    return Examples(draw, validation, files, judged)
 
 
 def _middles(pool: Pool, scale: int, frames: int) -> list[Tensor]:

@@ -34,8 +34,8 @@ from live_sr.errors import ConfigError, InputError
 from live_sr.model import artifact
 from live_sr.model.unet import SuperResolver, count_kmac, measure_halo
 from live_sr.train.batches import Ahead, Batch
-from live_sr.train.images import File
 from live_sr.train.examples import Example, Examples, gather
+from live_sr.train.images import File
 from live_sr.train.losses import Adversary, critic_loss, fooling_loss, masked_psnr, restoration_loss, ssim
 from live_sr.train.rundir import RunFolder, commit
 from live_sr.train.settings import TrainSettings, check
@@ -79,8 +79,8 @@ class State:
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "critic": self.critic.state_dict() if self.critic is not None else None,
-            "critic_optimiser": self.critic_optimiser.state_dict() if self.critic_optimiser is not None else None,
+            "critic": self.critic and self.critic.state_dict(),
+            "critic_optimiser": self.critic_optimiser and self.critic_optimiser.state_dict(),
             "step": self.step,
             "elapsed_s": self.elapsed_s,
             "best": None if self.best is None else [self.best.psnr, self.best.ssim],
@@ -137,8 +137,8 @@ def fit(
     out : Path
         Folder for the run; created when missing.
     resume : bool
-        Continue from ``<out>/checkpoint.pt``. A run that is limited by steps ends with the weights that it would
-        have had without the stop.
+        Continue from ``<out>/checkpoint.pt``. A run that is limited by steps ends with the weights that it
+        would have had without the stop.
     stop_after : int, optional
         Stop at this step, leaving a checkpoint, as an interrupted run would.
 
@@ -179,7 +179,7 @@ def _fit(
     if resume:
         state.restore(folder.checkpoint, settings)
     if rank == 0:
-        folder.describe(settings, examples.files)
+        folder.describe(settings, [*examples.files, *examples.judged])
     run = _Run(settings, examples, folder, state, device, rank, console)
     if run.train(stop_after):
         return folder.checkpoint
@@ -241,7 +241,9 @@ class _Run:
                     )
             except KeyboardInterrupt:
                 self._save()
-                self.console.print(f"stopped at step {state.step}: go on with --resume --out {self.folder.path}")
+                self.console.print(
+                    f"stopped at step {state.step}: go on with --out {self.folder.path} --resume"
+                )
                 raise
         if state.step % settings.validate_every:
             self._validate()
@@ -359,8 +361,8 @@ def export(settings: TrainSettings, checkpoint: Path, used: Iterable[File], out:
 def restore(network: nn.Module, raw: Tensor, jitter: torch.Generator | None = None) -> Tensor:
     """Normalise, run the network, undo: (B, frames, Y, X) to (B, 1, sY, sX), in `raw`'s units.
 
-    Mean and standard deviation are those of each example's middle frame. With `jitter` they are varied, as those
-    of a whole frame differ from a patch's.
+    Mean and standard deviation are those of each example's middle frame. With `jitter` they are varied, as
+    those of a whole frame differ from a patch's.
     """
     middle = raw[:, raw.shape[1] // 2 : raw.shape[1] // 2 + 1]
     mean = middle.mean(dim=(2, 3), keepdim=True)
@@ -395,7 +397,7 @@ def _descend(optimiser: torch.optim.Optimizer, loss: Tensor, network: nn.Module,
 
 @contextlib.contextmanager
 def _devices() -> Iterator[tuple[torch.device, int]]:
-    """This process's device and number; joins the others where ``torchrun`` started several."""
+    """Device and number of this process; joins the others where ``torchrun`` started several."""
     cuda = torch.cuda.is_available()
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield torch.device("cuda" if cuda else "cpu"), 0
@@ -415,7 +417,7 @@ def _devices() -> Iterator[tuple[torch.device, int]]:
 def _has_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 is clearly faster than float32: GPUs, and processors with matrix units for it."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
@@ -490,7 +492,10 @@ def _record(
         kmac_per_output_pixel=round(count_kmac(settings.network), 3),
         widths=settings.network.widths,
         pixel_size_um=settings.pixel_size_um,
-        attribution=[s.attribution for s in (*settings.sources, *settings.pairs) if s.attribution],
+        attribution=[
+            *(s.attribution for s in settings.sources if s.attribution),
+            *(s.attribution for s in settings.pairs if s.attribution),
+        ],
         licence=settings.licence,
         training={
             "settings": msgspec.to_builtins(msgspec.structs.replace(settings, crappify=settings.crappifier)),

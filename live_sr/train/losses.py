@@ -96,7 +96,8 @@ def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
     with their weights brought to sum 1.
     """
     scales = len(MS_SSIM_BETAS)
-    while scales > 1 and min(a.shape[-2:]) // 2 ** (scales - 1) < MS_SSIM_WINDOW:
+    # what the library asks for; a window must fit at every scale
+    while scales > 1 and min(a.shape[-2:]) // (scales - 1) ** 2 < MS_SSIM_WINDOW:
         scales -= 1
     total = sum(MS_SSIM_BETAS[:scales])
     similarity = multiscale_structural_similarity_index_measure(
@@ -124,12 +125,15 @@ class Adversary(nn.Sequential):
 
 def critic_loss(critic: nn.Module, restored: Tensor, truth: Tensor) -> Tensor:
     """Hinge loss of the critic itself: truth above 1, restored below -1."""
-    return F.relu(1 - critic(truth)).mean() + F.relu(1 + critic(restored.detach())).mean()
+    real: Tensor = critic(truth)
+    made: Tensor = critic(restored.detach())
+    return F.relu(1 - real).mean() + F.relu(1 + made).mean()
 
 
 def fooling_loss(critic: nn.Module, restored: Tensor) -> Tensor:
     """What the restoring network gets for looking unlike the truth to the critic."""
-    return -critic(restored).mean()
+    score: Tensor = critic(restored)
+    return -score.mean()
 
 
 def masked_psnr(restored: Tensor, truth: Tensor, where: Tensor | None) -> float:

@@ -67,7 +67,9 @@ class RunFolder:
         data = [{"file": f.name, "sha256": f.sha256} for f in files]
         if written.exists() and self.checkpoint.exists():
             before = json.loads(written.read_text(encoding="utf-8"))["files"]
-            changed = [f["file"] for f in before if f not in data] + [f["file"] for f in data if f not in before]
+            changed = [f["file"] for f in before if f not in data] + [
+                f["file"] for f in data if f not in before
+            ]
             if changed:
                 raise ConfigError(
                     f"the images of this run changed since it began ({', '.join(dict.fromkeys(changed))}): "

@@ -146,6 +146,8 @@ def check(settings: TrainSettings) -> None:
             f"not {network.scale} and {network.frames}"
         )
     if settings.pairs or settings.procedural.share > 0:
-        raise ConfigError(f"task {settings.task!r} learns from noisy frames alone: leave out pairs and procedural")
+        raise ConfigError(
+            f"task {settings.task!r} learns from noisy frames alone: leave out pairs and procedural"
+        )
     if settings.loss.adversarial:
         raise ConfigError(f"task {settings.task!r} has no truth to compare with: set loss.adversarial = 0")

@@ -13,6 +13,7 @@ from live_sr.frame import Pixels
 from live_sr.train.batches import AS_THEY_ARE, BLIND, Ahead, Batch, BlindSpot, Degraded, Mixed, NoiseToNoise
 from live_sr.train.crappify import load_crappifier
 from live_sr.train.dataset import Crops
+from live_sr.train.images import Place
 from live_sr.train.pools import Pool
 
 
@@ -20,9 +21,10 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def stack(planes: int = 5, edge: int = 48) -> list[Pixels]:
-    """Planes of a constant grey level each, which tells them apart."""
-    return [np.full((edge, edge), 10 * (z + 1), np.uint8) for z in range(planes)]
+def stack(planes: int = 5, edge: int = 48) -> Pool:
+    """Neighbouring planes of a constant grey level each, which tells them apart."""
+    images = [np.full((edge, edge), 10 * (z + 1), np.uint8) for z in range(planes)]
+    return Pool("stack", 1.0, [*images], stack=True, places=[Place("s", "s", 0, z) for z in range(planes)])
 
 
 def texture(edge: int = 96) -> Pixels:
@@ -39,7 +41,7 @@ def test_a_degraded_batch_holds_raw_frames_and_their_truth() -> None:
 
 
 def test_several_frames_have_the_middle_one_as_truth() -> None:
-    crops = Crops([Pool("stack", 1.0, stack(), stack=True)], 32, AS_THEY_ARE, frames=3)
+    crops = Crops([stack()], 32, AS_THEY_ARE, frames=3)
     batch = Degraded(crops, load_crappifier("pssr2"), 4)(6, generator())
     assert batch.raw.shape == (6, 3, 8, 8)
     levels = (batch.truth.mean(dim=(1, 2, 3)) * 255).round()
@@ -47,7 +49,7 @@ def test_several_frames_have_the_middle_one_as_truth() -> None:
 
 
 def test_noise_to_noise_takes_a_neighbour_as_truth() -> None:
-    crops = Crops([Pool("stack", 1.0, stack(), stack=True)], 16, AS_THEY_ARE, frames=3)
+    crops = Crops([stack()], 16, AS_THEY_ARE, frames=3)
     batch = NoiseToNoise(crops)(64, generator())
     apart = ((batch.truth - batch.raw).mean(dim=(1, 2, 3)) * 255 / 10).round()
     assert set(apart.tolist()) <= {-1.0, 0.0, 1.0}, "0 only at the ends of the stack, where planes repeat"

@@ -56,7 +56,9 @@ def test_ssim_agrees_with_scikit_image() -> None:
 def test_terms_are_what_they_say(settings: LossSettings, expected: object) -> None:
     a, b = pair()
     assert callable(expected)
-    assert float(restoration_loss(a, b, settings)) == pytest.approx(float(expected(a.numpy(), b.numpy())), rel=1e-5)
+    assert float(restoration_loss(a, b, settings)) == pytest.approx(
+        float(expected(a.numpy(), b.numpy())), rel=1e-5
+    )
 
 
 def test_terms_add_up() -> None:
