@@ -318,7 +318,7 @@ def crappify(
     import torch
 
     from live_sr.train import crappify as c
-    from live_sr.train.images import read_images, to_unit
+    from live_sr.train.files import read_images, to_unit
 
     crappifier = c.load_crappifier(preset)
     planes = read_images(source)

@@ -11,6 +11,7 @@ import math
 import uuid
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from live_sr.client.journal import journal_path
 from live_sr.client.volume import Axis, AxisType, Position, VolumeLayout, VolumeReader, Window
-from live_sr.errors import InputError, StoreError
+from live_sr.errors import InputError, LiveSRError, StoreError
 from live_sr.frame import DTYPES, Pixels
 
 Format = Literal["zarr", "ome-tiff", "tiff", "png"]
@@ -225,14 +226,16 @@ class TiffSource:
         self._mapped: NDArray[np.uint8] | None = None
         try:
             self._file = tifffile.TiffFile(path)
-        except (tifffile.TiffFileError, OSError) as e:
-            raise InputError(f"{path} is not a TIFF file that can be read: {e}") from e
+        except Exception as e:
+            raise InputError(_damaged(path, e)) from e
         try:
             self._series = list(self._file.series)
             self.layout = self._read_layout()
-        except BaseException:
+        except BaseException as e:
             self._file.close()
-            raise
+            if isinstance(e, LiveSRError) or not isinstance(e, Exception):
+                raise
+            raise InputError(_damaged(path, e)) from e
 
     def indices(self) -> Iterator[dict[str, int]]:
         """Image by image, planes in the order of the file."""
@@ -249,24 +252,33 @@ class TiffSource:
 
     def present(self, index: Mapping[str, int]) -> bool:
         """Whether the file has a page for it; an OME-TIFF may not."""
-        p, n = self._number(index)
-        return _single(self._series[p]) or self._series[p].pages[n] is not None
+        with self._decoding(index):
+            p, n = self._number(index)
+            return _single(self._series[p]) or self._series[p].pages[n] is not None
 
     def read(self, index: Mapping[str, int], window: Window | None = None) -> NDArray[Any] | None:
         """(Y, X) in this machine's byte order; None where an OME-TIFF has no data."""
-        p, n = self._number(index)
         y, x = window or tuple(slice(0, edge) for edge in self.layout.frame_shape)
-        try:
+        with self._decoding(index):
+            p, n = self._number(index)
             pixels = self._window(self._series[p], n, (y, x))
-        except (ValueError, OSError, tifffile.TiffFileError, RuntimeError) as e:
-            # tifffile names the codec package when it is only that which is missing
-            raise StoreError(f"page {dict(index)} of {self._path} cannot be decoded: {e}") from e
-        return None if pixels is None else np.ascontiguousarray(pixels, dtype=self.layout.dtype)
+            return None if pixels is None else np.ascontiguousarray(pixels, dtype=self.layout.dtype)
 
     def close(self) -> None:
         """Close the file."""
         self._mapped = None
         self._file.close()
+
+    @contextmanager
+    def _decoding(self, index: Mapping[str, int]) -> Iterator[None]:
+        try:
+            yield
+        except LiveSRError:
+            raise
+        except Exception as e:
+            # Wrong bytes fail in a dozen ways; tifffile names the codec package when only that is missing.
+            said = " ".join(str(e).split())
+            raise StoreError(f"page {dict(index)} of {self._path} cannot be decoded: {said}") from e
 
     def _number(self, index: Mapping[str, int]) -> tuple[int, int]:
         """Of the series, and of the plane within it."""
@@ -355,6 +367,13 @@ class TiffSource:
                 f"{self._path} (axes {series.axes}, shape {series.shape}) does not keep each plane as a page "
                 "of its own: save it again as OME-TIFF"
             )
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    """In one line, whichever of a dozen ways a parser of wrong bytes failed in."""
+    return (
+        f"{path} is not a TIFF file that can be read ({type(error).__name__}: {' '.join(str(error).split())})"
+    )
 
 
 def _single(series: tifffile.TiffPageSeries) -> bool:

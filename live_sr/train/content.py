@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from live_sr.train.images import Plane, to_unit
+from live_sr.train.files import Plane, to_unit
 
 CELL_PX = 32  # edge of the smallest cell: a third of a usual crop
 BIN_PX = 4  # averaged before the deviation is taken: the noise of single pixels falls to a quarter

@@ -12,7 +12,7 @@ from torch import Tensor
 from live_sr.config import Settings
 from live_sr.errors import ConfigError, InputError
 from live_sr.train.content import Map, choose_corner, content_map
-from live_sr.train.images import to_unit
+from live_sr.train.files import to_unit
 from live_sr.train.pools import Pool
 
 log = logging.getLogger(__name__)

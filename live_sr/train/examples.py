@@ -23,7 +23,7 @@ from live_sr.train.batches import (
 )
 from live_sr.train.crappify import Crappifier, Detector, Dose, Undersample
 from live_sr.train.dataset import Crops, neighbours
-from live_sr.train.images import File, Shelf, load_files, to_unit
+from live_sr.train.files import File, Shelf, load_files, to_unit
 from live_sr.train.pairs import Pair, PairCrops, load_pairs, split_pairs
 from live_sr.train.pools import Pool, load_pools
 from live_sr.train.procedural import render_pool
@@ -158,7 +158,13 @@ def _restoring(
     return Examples(draw, validation, files, judged)
 
 
-def _denoising(settings: TrainSettings, pools: list[Pool], held_out: list[Pool], files: list[File]) -> Examples:
+def _denoising(
+    settings: TrainSettings,
+    pools: list[Pool],
+    held_out: list[Pool],
+    files: list[File],
+    judged: list[File],
+) -> Examples:
     if not held_out:
         raise InputError(
             'nothing to validate on: name validation files, or give a [split], for example by = "region"'

@@ -35,7 +35,7 @@ from live_sr.model import artifact
 from live_sr.model.unet import SuperResolver, count_kmac, measure_halo
 from live_sr.train.batches import Ahead, Batch
 from live_sr.train.examples import Example, Examples, gather
-from live_sr.train.images import File
+from live_sr.train.files import File
 from live_sr.train.losses import Adversary, critic_loss, fooling_loss, masked_psnr, restoration_loss, ssim
 from live_sr.train.rundir import RunFolder, commit
 from live_sr.train.settings import TrainSettings, check

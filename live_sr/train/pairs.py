@@ -28,7 +28,7 @@ from live_sr.errors import ConfigError, InputError, StoreError
 from live_sr.frame import Pixels
 from live_sr.train.content import Map, choose_corner, content_map
 from live_sr.train.dataset import DRAWS, Augment, turn, vary
-from live_sr.train.images import (
+from live_sr.train.files import (
     File,
     Place,
     Plane,
@@ -36,6 +36,7 @@ from live_sr.train.images import (
     Shelf,
     find_files,
     load_file,
+    matches,
     part_of,
     to_unit,
 )
@@ -127,7 +128,7 @@ class Shifted:
         return np.dtype(np.uint16)
 
     def __getitem__(self, window: Window, /) -> Pixels:
-        """See :class:`live_sr.train.images.Plane`."""
+        """See :class:`live_sr.train.files.Plane`."""
         wanted = [slice(a.start + b.start, a.start + b.stop) for a, b in zip(self.window, window, strict=True)]
         read = [
             slice(max(0, w.start - MARGIN_PX), min(n, w.stop + MARGIN_PX))
@@ -189,8 +190,8 @@ def load_pairs(
         if not found:
             raise InputError(
                 f"{source.name}: no usable pair of {source.low} and {source.high} below "
-                f"{', '.join(map(str, folders)) or 'no folder'} ({skipped} could not be used): check --data and "
-                "the patterns of [[pairs]]"
+                f"{', '.join(map(str, folders)) or 'no folder'} ({skipped} could not be used): check --data "
+                "and the patterns of [[pairs]]"
             )
     return pairs, used
 
@@ -199,8 +200,9 @@ def register(low: Plane, high: Plane, scale: int) -> tuple[tuple[float, float], 
     """By how many raw pixels `high` has to move to lie over `low`, and how well the two then correlate.
 
     The peak of the cross-correlation of both images within :data:`BAND`, refined after Guizar-Sicairos et al.,
-    Opt. Lett. 33, 156 (2008). Its spectrum is not whitened, as phase correlation proper would: on noisy frames
-    that was up to four times less accurate.
+    Opt. Lett. 33, 156 (2008). Its spectrum is not whitened as in phase correlation proper, which takes noise
+    for detail: on noisy micrographs this peak was off by 0.02 to 0.05 raw pixels, the whitened one by 0.04 to
+    0.09.
 
     Parameters
     ----------
@@ -213,7 +215,9 @@ def register(low: Plane, high: Plane, scale: int) -> tuple[tuple[float, float], 
     down = fine.reshape(edges[0], scale, edges[1], scale).mean(axis=(1, 3))
     a, b = (_band(image) for image in (to_unit(low[y, x]), down))
     fade = np.outer(np.hanning(edges[0]), np.hanning(edges[1]))
-    found, _, _ = phase_cross_correlation(a * fade, b * fade, upsample_factor=STEPS, normalization=None)
+    found, _, _ = phase_cross_correlation(  # type: ignore[no-untyped-call]
+        a * fade, b * fade, upsample_factor=STEPS, normalization=None
+    )
     shift = float(found[0]), float(found[1])
     whole = [round(s) for s in shift]
     over = [slice(max(0, s), min(n, n + s)) for s, n in zip(whole, edges, strict=True)]
@@ -320,23 +324,22 @@ def _partners(
     source: PairSource, folders: Sequence[Path], exclude: Sequence[str]
 ) -> Iterator[tuple[Named, Named]]:
     """Files that belong together; those without a partner are named and counted."""
-    without = [_wildcards(pattern) for pattern in exclude]
-    everything = [f for f in find_files(folders) if not any(e.fullmatch(f[1]) for e in without)]
+    everything = [file for file in find_files(folders) if not matches(file[1], exclude)]
     found: list[dict[tuple[str, ...], Named]] = []
     for pattern in (source.low, source.high):
+        wildcards = _wildcards(_stem(pattern))
         matched: dict[tuple[str, ...], Named] = {}
         for path, name in everything:
-            stem, _ = _cut_ending(name)
-            if match := _wildcards(_cut_ending(pattern)[0]).fullmatch(stem):
-                if not _wildcards(pattern).fullmatch(name):
-                    continue
-                key = match.groups() if source.match == "name" else (name, str(path))
-                if key in matched:
-                    raise ConfigError(
-                        f"{source.name}: {matched[key][1]} and {name} both match {pattern} with the same text "
-                        'for its wildcards: make the pattern narrower, or set match = "order"'
-                    )
-                matched[key] = path, name
+            match = wildcards.fullmatch(_stem(name))
+            if not match or not matches(name, [pattern]):
+                continue
+            key = match.groups() if source.match == "name" else (name, str(path))
+            if key in matched:
+                raise ConfigError(
+                    f"{source.name}: {matched[key][1]} and {name} both match {pattern} with the same text for "
+                    'its wildcards: make the pattern narrower, or set match = "order"'
+                )
+            matched[key] = path, name
         found.append(matched)
     low, high = found
     if source.match == "order":
@@ -356,22 +359,21 @@ def _partners(
 
 def _wildcards(pattern: str) -> re.Pattern[str]:
     """As fnmatch reads the pattern, with a group for what each wildcard stands for."""
-    parts = re.findall(r"\*+|\?|\[!?\]?[^\]]*\]|.", pattern, flags=re.DOTALL)
-    written = {"*": "(.*)", "?": "(.)"}
-    return re.compile(
-        "".join(
-            written.get(part[0]) or (f"({part.replace('[!', '[^', 1)})" if len(part) > 1 else re.escape(part))
-            for part in parts
-        ),
-        flags=re.DOTALL,
-    )
+    written = ""
+    for part in re.findall(r"\*+|\?|\[!?\]?[^\]]*\]|.", pattern):
+        if part[0] in "*?":
+            written += "(.*)" if part[0] == "*" else "(.)"
+        else:
+            written += f"({part.replace('[!', '[^', 1)})" if len(part) > 1 else re.escape(part)
+    return re.compile(written)
 
 
-def _cut_ending(name: str) -> tuple[str, str]:
+def _stem(name: str) -> str:
+    """Without the file ending."""
     for ending in sorted((".ome.zarr", *SUFFIXES), key=len, reverse=True):
         if name.lower().endswith(ending):
-            return name[: -len(ending)], name[-len(ending) :]
-    return name, ""
+            return name[: -len(ending)]
+    return name
 
 
 def _open(source: PairSource, low: Named, high: Named, shelf: Shelf) -> tuple[File, File]:
@@ -397,8 +399,8 @@ def _register_files(low: File, high: File, scale: int, max_shift_px: float) -> I
         shift, correlation = register(raw, fine, scale)
         if not correlation >= MATCH:
             raise InputError(
-                f"{both} do not show the same place: their correlation is {correlation:.2f} at best, a pair has "
-                f"{MATCH} or more; check that the names belong together, or remove the pair"
+                f"{both} do not show the same place: their correlation is {correlation:.2f} at best, a pair "
+                f"has {MATCH} or more; check that the names belong together, or remove the pair"
             )
         if max(map(abs, shift)) > max_shift_px:
             raise InputError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from live_sr.config import Settings
-from live_sr.train.images import File, Place, Plane, Range, Shelf, load_files
+from live_sr.train.files import File, Place, Plane, Range, Shelf, load_files
 
 
 class Source(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -14,7 +14,7 @@ from rich.progress import track
 from live_sr.config import Settings
 from live_sr.frame import Pixels
 from live_sr.sim.specimen import Neuropil
-from live_sr.train.images import Plane, read_images
+from live_sr.train.files import Plane, read_images
 from live_sr.train.pools import Pool
 
 

@@ -25,7 +25,7 @@ import msgspec
 import tomli_w
 
 from live_sr.errors import ConfigError, InputError
-from live_sr.train.images import File
+from live_sr.train.files import File
 from live_sr.train.settings import TrainSettings
 
 CHECKPOINT = "checkpoint.pt"

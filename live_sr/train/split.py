@@ -14,7 +14,7 @@ from typing import Literal
 from live_sr.client.volume import Window
 from live_sr.config import Settings
 from live_sr.errors import ConfigError, InputError
-from live_sr.train.images import Place, Plane, part_of
+from live_sr.train.files import Place, Plane, part_of
 from live_sr.train.pools import Pool
 
 log = logging.getLogger(__name__)

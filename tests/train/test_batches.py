@@ -13,7 +13,7 @@ from live_sr.frame import Pixels
 from live_sr.train.batches import AS_THEY_ARE, BLIND, Ahead, Batch, BlindSpot, Degraded, Mixed, NoiseToNoise
 from live_sr.train.crappify import load_crappifier
 from live_sr.train.dataset import Crops
-from live_sr.train.images import Place
+from live_sr.train.files import Place
 from live_sr.train.pools import Pool
 
 

@@ -239,6 +239,11 @@ def find_files(folders: Sequence[Path]) -> Iterator[tuple[Path, str]]:
             yield path, path.relative_to(folder).as_posix()
 
 
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a name fits one of the patterns; ``*`` also spans folders."""
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
 def load_files(
     folders: Sequence[Path],
     patterns: Sequence[str],
@@ -268,7 +273,7 @@ def load_files(
     files: list[File] = []
     skipped: list[str] = []
     for path, name in find_files(folders):
-        if not _matches(name, patterns) or _matches(name, exclude):
+        if not matches(name, patterns) or matches(name, exclude):
             continue
         try:
             files.append(load_file(path, name, shelf, channel=channel, value_range=value_range))
@@ -330,7 +335,8 @@ def load_file(
     if shelf.take(len(planes) * shape[0] * shape[1] * planes[0].dtype.itemsize):
         images = tuple(plane[whole] for plane in planes)
     else:
-        planes[0][whole], planes[-1][whole]  # a copy that broke off says so now, not in the middle of a run
+        *_, end = _bands(shape)
+        planes[-1][end]  # a copy that broke off says so now, not in the middle of a run
         images = tuple(planes)
         if not source.cuts:
             log.warning(
@@ -370,10 +376,6 @@ def hash_file(path: Path) -> str:
         return digest.hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch(name, pattern) for pattern in patterns)
 
 
 def _close_all(sources: OrderedDict[Path, ImageSource]) -> None:
