@@ -1,14 +1,15 @@
 """Random pictures of many kinds of specimen, to train on: what a network must not be surprised by.
 
-Everything is drawn in pixels of the image, because that is what a network sees; nothing has a size in micrometres
-and no two windows belong together (see `live_sr.sim.specimen` for that). Knows no microscope: no noise, no drift.
+Everything is drawn in pixels of the image, because that is what a network sees; nothing has a size in
+micrometres and no two windows belong together (see `live_sr.sim.specimen` for that). Knows no microscope: no
+noise, no drift.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +54,7 @@ def random_image(rng: Rng, shape: Shape, *, kinds: Sequence[Kind] | None = None)
     (Y, X) float32 in [0, 1]
     """
     drawn = kinds or KINDS
-    return _expose(rng, _draw(rng, shape, drawn[rng.integers(len(drawn))]))
+    return _expose(rng, _draw(rng, shape, drawn[int(rng.integers(len(drawn)))]))
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -83,13 +84,13 @@ def _expose(rng: Rng, image: Float) -> Float:
     curve = rng.random()
     if curve < 0.5:
         image = image ** _log(rng, 0.55, 1.8)
-    elif curve < 0.65:  # towards two levels
-        steep = _log(rng, 3, 12)
+    elif curve < 0.6:  # towards two levels
+        steep = _log(rng, 2, 6)
         image = 0.5 + 0.5 * np.tanh(steep * (image - rng.uniform(0.35, 0.65))) / math.tanh(steep / 2)
-    span = min(_log(rng, 0.15, 1.3), 1.0)
+    span = min(_log(rng, 0.2, 1.6), 1.0)
     image = (1 - span) * rng.random() + span * image
     if rng.random() < 0.6:
-        image = image + _grain(rng, image, span * 0.15 * rng.random() ** 2)
+        image = image + _grain(rng, image, span * 0.12 * rng.random() ** 2)
     if rng.random() < 0.35:
         slope = _noise(rng, image.shape, max(image.shape) * rng.uniform(0.4, 2.0))
         image = image * (1 + rng.uniform(0, 0.15) * slope) + rng.uniform(0, 0.08) * slope
@@ -104,6 +105,15 @@ def _grain(rng: Rng, image: Float, strength: float) -> Float:
 
 def _log(rng: Rng, low: float, high: float) -> float:
     return float(low * (high / low) ** rng.random())
+
+
+def _pick(rng: Rng, *values: float) -> float:
+    return values[int(rng.integers(len(values)))]
+
+
+def _some(rng: Rng, chance: float) -> float:
+    """Return a number from 0 to 1 with the given chance, else 0."""
+    return float(rng.random() * (rng.random() < chance))
 
 
 def _blur(image: Float, sigma: float) -> Float:
@@ -124,8 +134,7 @@ FLAT_STD = 0.2765  # of uniform [-1, 1] lattice values under a cubic B-spline in
 
 def _noise(rng: Rng, shape: Shape, lattice: float) -> Float:
     """Return smooth noise (Y, X), mean 0 and standard deviation 1, correlated over about `lattice` pixels."""
-    y, wy = _taps((np.arange(shape[0]) + 0.5) / lattice, 1 / lattice)
-    x, wx = _taps((np.arange(shape[1]) + 0.5) / lattice, 1 / lattice)
+    (y, wy), (x, wx) = (_taps(np.arange(n, dtype=np.float64) / lattice, 1 / lattice) for n in shape)
     values = rng.uniform(-1 / FLAT_STD, 1 / FLAT_STD, (len(y), len(x))).astype(np.float32)
     return np.asarray(wy @ values @ wx.T, np.float32)
 
@@ -160,14 +169,20 @@ def _distance(f: Float, level: float = 0.0) -> Float:
     return np.asarray((f - level) / (slope + 0.1 * slope.mean() + 1e-9), np.float32)
 
 
-def _cover(fit: Float) -> Float:
+def _cover(fit: NDArray[Any]) -> Float:
     """Return the share of a pixel that lies inside an outline `fit` pixels away, positive inside."""
     return np.asarray(np.clip(fit + 0.5, 0, 1), np.float32)
 
 
-def _meet(a: Float, b: Float, rounding: float) -> Float:
+def _off(phase: NDArray[Any]) -> Float:
+    """Return the distance to the closest bar's middle, in bars; the bars are one unit of `phase` apart."""
+    return np.asarray(np.abs(phase % 1 - 0.5), np.float32)
+
+
+def _meet(a: NDArray[Any], b: NDArray[Any], rounding: float) -> Float:
     """Return the smaller of two distances with a round corner where they are equal."""
-    return np.minimum(a, b) - np.maximum(rounding - np.abs(a - b), 0) ** 2 / (4 * rounding)
+    crowd = np.maximum(rounding - np.abs(a - b), 0) ** 2 / (4 * rounding)
+    return np.asarray(np.minimum(a, b) - crowd, np.float32)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -187,6 +202,7 @@ class _Cells(NamedTuple):
 
 
 LARGER = ((5.0, 0.3), (2.9, 0.45), (1.7, 0.6), (1.0, 1.0))  # sizes of sites, and how often
+GIANT = 170.0  # pixels; sites larger than this would fill the picture
 ROOM = 0.9  # of a site's radius: nearer than this no smaller site survives
 
 
@@ -195,6 +211,8 @@ def _sow(rng: Rng, shape: Shape, size: float, spread: float, disorder: float) ->
     at, radius = np.empty((0, 2), np.float32), np.empty(0, np.float32)
     for factor, often in LARGER:
         step = size * factor
+        if factor > 1 and step > GIANT:
+            continue
         n = [math.ceil(length / step) + 4 for length in shape]
         grid = np.stack(np.meshgrid(*(np.arange(k) for k in n), indexing="ij"), -1).reshape(-1, 2) - 1.5
         grid[:, 1] += 0.5 * (np.rint(grid[:, 0] - 0.5) % 2)  # rows shifted as in a honeycomb
@@ -209,8 +227,13 @@ def _sow(rng: Rng, shape: Shape, size: float, spread: float, disorder: float) ->
     return _Sites(at[order], radius[order])
 
 
-def _pack(rng: Rng, shape: Shape, size: float, *, spread: float, cap: float, round_px: float) -> _Cells:
-    """Pack cells about `size` pixels wide, with warped boundaries; distances are known up to `cap` pixels."""
+def _pack(
+    rng: Rng, shape: Shape, size: float, *, spread: float, cap: float, round_px: float, wobble: float = 1.0
+) -> _Cells:
+    """Pack cells about `size` pixels wide, with boundaries warped up to `wobble` (0 to 1).
+
+    Distances are known up to `cap` pixels; corners are rounded over `round_px`.
+    """
     y, x = (np.arange(n, dtype=np.float32) for n in shape)
     tall, wide = np.broadcast_arrays(y[:, None], x[None])
     if rng.random() < 0.5:  # elongated: shrink one direction, stretch the other
@@ -220,7 +243,7 @@ def _pack(rng: Rng, shape: Shape, size: float, *, spread: float, cap: float, rou
         tall, wide = along * s + across * c, along * c - across * s
     tall, wide = tall - tall.min(), wide - wide.min()
     room = (math.ceil(tall.max()), math.ceil(wide.max()))
-    wobble = rng.uniform(0, 1.0)
+    wobble *= rng.random()
     for share, lattice in ((0.25, 1.6), (0.1, 0.6), (0.03, 0.25)):
         if lattice * size > 2:
             tall = tall + wobble * share * size * _noise(rng, shape, lattice * size)
@@ -303,6 +326,7 @@ class _Stamped(NamedTuple):
 
 
 OUTSIDE = -99.0  # pixels from any outline
+BATCH = 100  # bodies tried at once
 PIECE = 2_000_000  # values worked on at a time
 
 
@@ -323,15 +347,25 @@ def _scatter(
     size = np.sort(radius[0] * (radius[1] / radius[0]) ** rng.random(count))[::-1]
     half = size * (aspect[0] * (aspect[1] / aspect[0]) ** rng.random(count) - 1)
     turn = rng.uniform(0, math.pi, count) if angle is None else rng.normal(angle, 0.25, count)
-    bend = rng.normal(0, 0.25, count) / np.maximum(half, 1)
+    bend = rng.normal(0, 0.25, count) * half / (half + size) ** 2  # more than a banana's would fold over
     if apart > 0:
         reach = apart * (size + 0.6 * half)
-        kept: list[int] = []
-        for i in range(count):
-            if (np.hypot(*(at[kept] - at[i]).T) > reach[kept] + reach[i]).all():
-                kept.append(i)
+        kept = np.empty(0, np.intp)
+        for start in range(0, count, BATCH):
+            free = np.arange(start, min(start + BATCH, count))
+            free = free[~_touch(at, reach, free, kept).any(1)]
+            earlier = np.tril(_touch(at, reach, free, free), -1)
+            kept = np.concatenate([kept, free[~earlier.any(1)]])
         at, turn, half, size, bend = at[kept], turn[kept], half[kept], size[kept], bend[kept]
     return _Bodies(*(a.astype(np.float32) for a in (at, turn, half, size, bend)))
+
+
+def _touch(
+    at: NDArray[np.float64], reach: NDArray[np.float64], a: NDArray[np.intp], b: NDArray[np.intp]
+) -> NDArray[np.bool_]:
+    """Return which of the bodies `a` reach which of `b` (len(a), len(b))."""
+    squared = ((at[a, None] - at[b]) ** 2).sum(2)
+    return np.asarray(squared < (reach[a, None] + reach[b]) ** 2)
 
 
 def _stamp(shape: Shape, bodies: _Bodies, margin: float = 1.5) -> _Stamped:
@@ -369,9 +403,7 @@ def _stamp_some(
     cols = np.rint(x).astype(np.int64)[:, None] + step
     dy, dx = (rows - y[:, None]).astype(np.float32)[:, :, None], (cols - x[:, None]).astype(np.float32)[:, None]
     s, c = (f(bodies.angle[some])[:, None, None] for f in (np.sin, np.cos))
-    long, radius, bend = (
-        a[some][:, None, None] for a in (bodies.half, bodies.radius, bodies.bend)
-    )
+    long, radius, bend = (a[some][:, None, None] for a in (bodies.half, bodies.radius, bodies.bend))
     along = dx * c + dy * s
     across = dy * c - dx * s
     if bend.any():
@@ -398,7 +430,7 @@ def _axes(bodies: _Bodies, key: Index) -> tuple[Float, Float]:
 # The kinds. Grey values are free: `_stretch` brings them to 0 to 1.
 
 
-def _paint(image: Float, cover: Float, tone: Float | float) -> None:
+def _paint(image: Float, cover: NDArray[Any], tone: NDArray[Any] | float) -> None:
     """Lay `tone` over the image where `cover` says, in place."""
     image += cover * (tone - image)
 
@@ -407,16 +439,18 @@ def _cells(rng: Rng, shape: Shape) -> Float:
     """Packed cells with one membrane, two, a gap between them, or none."""
     width = _log(rng, 1.2, 8)
     size = max(_log(rng, 10, 90), 5 * width)
-    rounding = size * rng.choice([0.0, 0.03, 0.1])
+    rounding = size * _pick(rng, 0.0, 0.03, 0.1)
     cells = _pack(rng, shape, size, spread=_some(rng, 0.7), cap=size, round_px=rounding)
     n = len(cells.sites.radius)
-    tones = 0.7 + rng.uniform(0, 0.35) * (rng.random(n) - 0.5) * (rng.random() < 0.7)
-    tones -= rng.uniform(0.1, 0.35) * (rng.random(n) < rng.choice([0, 0.1, 0.3]))  # dark cells
-    tones += rng.uniform(0.1, 0.35) * (rng.random(n) < rng.choice([0, 0.1]))  # empty ones
+    style = rng.choice(["single", "double", "gap", "touching"], p=[0.35, 0.3, 0.25, 0.1])
+    uneven = rng.uniform(0.2, 0.6) if style == "touching" else 0.4 * _some(rng, 0.7)
+    tones = 0.7 + uneven * (rng.random(n) - 0.5)
+    tones -= rng.uniform(0.1, 0.35) * (rng.random(n) < _pick(rng, 0, 0.1, 0.3))  # dark cells
+    tones += rng.uniform(0.1, 0.35) * (rng.random(n) < _pick(rng, 0, 0.1))  # empty ones
     image = tones.astype(np.float32)[cells.near]
     if rng.random() < 0.6:
-        rough = (rng.random(n) * rng.uniform(0, 0.12)).astype(np.float32)[cells.near]
-        image += rough * _noise(rng, shape, _log(rng, 1.5, 8))
+        rough = (rng.random(n) * rng.uniform(0, 0.1)).astype(np.float32)[cells.near]
+        image += rough * _noise(rng, shape, _log(rng, 1.8, 10))
     if rng.random() < 0.4 and size > 16:
         _stuff(rng, cells.depth - width, size, image)
     if rng.random() < 0.25 and size > 20:
@@ -425,7 +459,6 @@ def _cells(rng: Rng, shape: Shape) -> Float:
         _paint(image, _cover(core), rng.uniform(0.3, 0.9))
         _paint(image, _line(core, min(width, 2.0), 1.0), rng.uniform(0.0, 0.5))
     thick = width * np.clip(1 + rng.uniform(0, 0.35) * _noise(rng, shape, 0.6 * size), 0.4, 2)
-    style = rng.choice(["single", "double", "gap", "touching"], p=[0.35, 0.3, 0.25, 0.1])
     dark = rng.uniform(0.0, 0.35)
     if style == "single":
         _paint(image, _line(cells.depth, 1.0, 1.0) if width < 1.5 else _cover(thick / 2 - cells.depth), dark)
@@ -434,16 +467,11 @@ def _cells(rng: Rng, shape: Shape) -> Float:
         _paint(image, _cover(gap / 2 - cells.depth), rng.uniform(0.4, 1.0))
         _paint(image, _line(cells.depth - (gap + width) / 2, width, 1.0), dark)
     elif style == "gap":
-        gap = width * rng.uniform(0.5, 3)
+        gap = min(width * rng.uniform(0.5, 3), 0.25 * size)
         _paint(image, _cover(gap / 2 * thick / width - cells.depth), rng.uniform(0.0, 1.2))
         if rng.random() < 0.5:
             _paint(image, _line(cells.depth - gap / 2, min(width, 2.5), 1.0), dark)
     return image
-
-
-def _some(rng: Rng, chance: float) -> float:
-    """Return a number from 0 to 1 with the given chance, else 0."""
-    return float(rng.random() * (rng.random() < chance))
 
 
 def _stuff(rng: Rng, room: Float, size: float, image: Float) -> None:
@@ -468,7 +496,7 @@ def _stuff(rng: Rng, room: Float, size: float, image: Float) -> None:
 
 def _myelin(rng: Rng, shape: Shape) -> Float:
     """Cross-cut axons in sheaths, packed or loose, as in white matter, nerve and spinal cord."""
-    size = _log(rng, 12, 70)
+    size = _log(rng, 9, 55)
     cells = _pack(
         rng, shape, size, spread=rng.uniform(0.3, 1), cap=1.6 * size, round_px=size * rng.uniform(0.03, 0.12)
     )
@@ -477,11 +505,12 @@ def _myelin(rng: Rng, shape: Shape) -> Float:
     loose = rng.uniform(0.95, 1.5)  # how far round axons grow into the corners
     fit = _meet(cells.depth - gap, loose * radius[cells.near] - cells.away, 0.3 * size)
     fit += 0.02 * size * _noise(rng, shape, 0.35 * size)
-    wrapped = rng.random(n) < rng.uniform(0.6, 1.0)
-    share = rng.uniform(0.15, 0.5) * rng.uniform(0.6, 1.4, n)
-    uneven = np.clip(1 + rng.uniform(0.05, 0.4) * _noise(rng, shape, 0.5 * size), 0.3, 2)
+    fit = np.where((rng.random(n) < _some(rng, 0.6) * 0.3)[cells.near], -size, fit)  # here is no axon
+    wrapped = rng.random(n) < rng.uniform(0.7, 1.0)
+    share = rng.uniform(0.2, 0.55) * rng.uniform(0.7, 1.3, n) * (0.5 * size / radius) ** rng.uniform(0, 0.4)
+    uneven = np.clip(1 + rng.uniform(0.03, 0.25) * _noise(rng, shape, 0.7 * size), 0.4, 1.8)
     sheath = np.where(wrapped, np.maximum(share * radius, 1.5), 1.2).astype(np.float32)[cells.near] * uneven
-    inner = fit - sheath + rng.uniform(0, 0.05) * size * _noise(rng, shape, 0.2 * size)
+    inner = fit - sheath + rng.uniform(0, 0.06) * size * _noise(rng, shape, 0.3 * size)
     matrix, dark, plasm = rng.uniform(0.35, 1.0), rng.uniform(0.0, 0.2), rng.uniform(0.5, 1.0)
 
     image = np.full(shape, matrix, np.float32)
@@ -534,7 +563,7 @@ def _organelles(rng: Rng, shape: Shape) -> Float:
     if rng.random() < 0.85:
         _mitochondria(rng, wall, scale, blur, image)
     if rng.random() < 0.4:
-        few = rng.uniform(0.01, 0.06) * image.size / scale**2
+        few = rng.uniform(0.02, 0.1) * image.size / scale**2
         bodies = _scatter(rng, shape, few, (0.3 * scale, 0.9 * scale), apart=1.1)
         stamped = _stamp(shape, bodies, 0.2 * scale + 2)
         fit = stamped.fit + 0.08 * scale * _noise(rng, shape, 0.6 * scale)
@@ -571,7 +600,7 @@ def _vesicles(rng: Rng, where: Float, scale: float, blur: float, image: Float) -
     if not len(bodies.at):
         return
     stamped = _stamp(shape, bodies)
-    dense = (rng.random(len(bodies.at)) < rng.choice([0, 0.15, 0.7])).astype(np.float32)[stamped.key]
+    dense = (rng.random(len(bodies.at)) < _pick(rng, 0, 0.15, 0.7)).astype(np.float32)[stamped.key]
     _paint(image, _cover(stamped.fit), np.where(dense > 0, np.float32(0.3), image + 0.08))
     _paint(image, _line(stamped.fit - blur / 2, blur, 1.0), 0.12)
     _paint(image, _cover(stamped.fit - 0.35 * radius) * dense, 0.05)
@@ -579,7 +608,7 @@ def _vesicles(rng: Rng, where: Float, scale: float, blur: float, image: Float) -
 
 def _mitochondria(rng: Rng, wall: Float, scale: float, blur: float, image: Float) -> None:
     shape = image.shape[0], image.shape[1]
-    many = rng.uniform(0.3, 1.5) * image.size / (12 * scale**2)
+    many = rng.uniform(0.8, 3.0) * image.size / (12 * scale**2)
     bodies = _scatter(rng, shape, many, (0.7 * scale, 1.3 * scale), (1.0, rng.uniform(1.5, 6)), apart=1.0)
     stamped = _stamp(shape, bodies, 0.3 * scale + 2)
     fit = stamped.fit + 0.06 * scale * _noise(rng, shape, 0.7 * scale)
@@ -592,7 +621,7 @@ def _mitochondria(rng: Rng, wall: Float, scale: float, blur: float, image: Float
     folds = along + rng.uniform(0.1, 0.5) * period * _noise(rng, shape, 0.6 * scale)
     if rng.random() < 0.3:  # cristae along the body
         folds = folds + across - along
-    bars = np.abs(folds / period % 1 - 0.5) * period
+    bars = _off(folds / period) * period
     sides = _smooth(_noise(rng, shape, 0.5 * scale), -0.9, -0.4)  # folds that end inside
     crista = _line(bars, min(0.45 * period, 1.6 * blur), 1.0) * sides * _smooth(fit, blur, 2 * blur + 1)
     light = rng.random() < 0.5
@@ -609,15 +638,15 @@ def _filaments(rng: Rng, shape: Shape) -> Float:
     width = _log(rng, 1.2, 9)
     image = np.zeros(shape, np.float32)
     haze = np.zeros(shape, np.float32)
-    density = _log(rng, 0.02, 0.5)  # of the area, were there no crossings
+    density = _log(rng, 0.05, 0.8)  # of the area, were there no crossings
     layers = int(rng.integers(1, 4))
     straight, order = _log(rng, 15, 800), rng.choice(["free", "aligned", "field", "aster"])
     hollow = width > 4 and rng.random() < 0.5
     adds = rng.random() < 0.6  # crossings add up, as in fluorescence; else one hides the other
     for _ in range(layers):
         length = _log(rng, 60, 1.2 * max(shape) + 61)
-        count = density / layers * image.size / (length * width)
-        links, owner = _walk(rng, shape, max(2, round(count)), length, width, straight, order)
+        count = max(density / layers * image.size / (length * width), 12 if order == "aster" else 2)
+        links, owner = _walk(rng, shape, round(count), length, width, straight, order)
         stamped = _stamp(shape, links)
         d = width / 2 - stamped.fit
         line = _line(d, width, 1.0)
@@ -626,7 +655,7 @@ def _filaments(rng: Rng, shape: Shape) -> Float:
         own = rng.uniform(rng.uniform(0.1, 0.9), 1, owner.max() + 1).astype(np.float32)
         tone = own[owner[stamped.key]]
         if rng.random() < 0.25:
-            tone = tone * np.clip(0.6 + 0.6 * _noise(rng, shape, _log(rng, 2, 8)), 0, 2)
+            tone = tone * np.clip(0.7 + 0.4 * _noise(rng, shape, _log(rng, 2, 12)), 0.1, 2)
         if adds:
             image += line * tone
         else:
@@ -637,7 +666,7 @@ def _filaments(rng: Rng, shape: Shape) -> Float:
         image *= np.clip(0.7 + 0.4 * _noise(rng, shape, _log(rng, 40, 300)), 0.1, 2)
     image += haze
     if rng.random() < 0.4:
-        image += rng.uniform(0, 0.15) * _spectrum(rng, shape, 1.2, (0.003, 0.25))
+        image += rng.uniform(0, 0.07) * _spectrum(rng, shape, rng.uniform(1, 1.6), (0.003, 0.2))
     if rng.random() < 0.25:
         spots = _scatter(rng, shape, _log(rng, 5, 300), (1.0, 1.5 * width + 1))
         image += rng.uniform(0.3, 1) * _cover(_stamp(shape, spots).fit)
@@ -689,13 +718,13 @@ def _walk(
 
 def _nuclei(rng: Rng, shape: Shape) -> Float:
     """Nuclei with chromatin and nucleoli, stained bright or in a grey cytoplasm."""
-    size = _log(rng, 7, 90)  # radius
-    crowd = rng.uniform(0.2, 1.5)
+    size = _log(rng, 8, 75)  # radius
+    crowd = rng.uniform(0.5, 3)
     uneven = rng.uniform(1.05, 1.6)
     bodies = _scatter(
         rng,
         shape,
-        max(2, crowd * np.prod(np.array(shape) + 2 * size) / (3 * size**2)),
+        crowd * math.prod(n + 2 * size for n in shape) / (3 * size**2),
         (size / uneven, size * uneven),
         (1.0, rng.uniform(1.05, 2.2)),
         apart=rng.uniform(0.8, 1.15),
@@ -704,15 +733,16 @@ def _nuclei(rng: Rng, shape: Shape) -> Float:
     n, key = len(bodies.at), stamped.key
     fit = stamped.fit + rng.uniform(0.03, 0.15) * size * _noise(rng, shape, rng.uniform(0.5, 1.2) * size)
     glow = rng.random() < 0.5  # fluorescence: nothing but nuclei
-    image = np.full(shape, 0.0 if glow else rng.uniform(0.3, 0.7), np.float32)
+    plasm = 0.0 if glow else _pick(rng, 0.4, 0.9) + rng.uniform(-0.1, 0.1)
+    image = np.full(shape, plasm, np.float32)
     if not glow:
-        image += rng.uniform(0.02, 0.12) * _spectrum(rng, shape, rng.uniform(0.4, 1.4), (0.4 / size, 0.3))
+        image += rng.uniform(0.01, 0.07) * _spectrum(rng, shape, rng.uniform(0.7, 1.5), (0.4 / size, 0.25))
         if rng.random() < 0.4:
             _stuff(rng, -fit, 0.8 * size, image)
     tone = rng.uniform(0.4, 1, n) if glow else rng.uniform(0.5, 0.7) + 0.1 * rng.random(n)
     inside = tone.astype(np.float32)[key]
-    grainy = _spectrum(rng, shape, rng.uniform(0.6, 1.8), (0.5 / size, 0.35))
-    inside *= 1 + rng.uniform(0.05, 0.25) * grainy
+    grainy = _spectrum(rng, shape, rng.uniform(0.9, 1.8), (0.7 / size, 0.3))
+    inside *= 1 + rng.uniform(0.03, 0.2) * grainy
     clumps = _smooth(grainy + _noise(rng, shape, 0.25 * size + 1), 0.4, rng.uniform(0.7, 1.5))
     rim = _smooth(-fit, -rng.uniform(0.1, 0.3) * size, 0) if rng.random() < 0.6 else 0.0
     _paint(inside, np.maximum(clumps, rim) * rng.uniform(0, 0.8), 1.0 if glow else 0.12)
@@ -725,7 +755,7 @@ def _nuclei(rng: Rng, shape: Shape) -> Float:
         width = _log(rng, 1.2, max(1.5, 0.08 * size))
         _paint(image, _line(fit, width, 1.0), rng.uniform(0, 0.2))
         if rng.random() < 0.5:
-            _paint(image, _line(fit + 2 * width, width, 1.0), rng.uniform(0, 0.3))
+            _paint(image, _line(np.asarray(fit + 2 * width, np.float32), width, 1.0), rng.uniform(0, 0.3))
     if glow and rng.random() < 0.6:
         image += _blur(image, _log(rng, 0.2 * size + 2, size + 3)) * rng.uniform(0.05, 0.5)
     return image
@@ -735,9 +765,9 @@ def _textures(rng: Rng, shape: Shape) -> Float:
     """Structures without bodies: spectra of many slopes and bands, ridges, two phases, marbling."""
     aspect, angle = _log(rng, 1, 8) if rng.random() < 0.5 else 1.0, rng.uniform(0, math.pi)
     style = rng.choice(["fractal", "band", "ridges", "phases", "marble", "patchy"])
-    period = _log(rng, 4, 60)
+    period = _log(rng, 5, 60)
     if style == "fractal":
-        return _spectrum(rng, shape, rng.uniform(0.4, 2.2), (0.002, 0.35), aspect, angle)
+        return _spectrum(rng, shape, rng.uniform(0.5, 1.7), (0.3 / period, 0.35), aspect, angle)
     if style == "band":
         return _spectrum(rng, shape, 0.0, (0.7 / period, 1.2 / period), aspect, angle)
     if style == "ridges":
@@ -750,20 +780,20 @@ def _textures(rng: Rng, shape: Shape) -> Float:
         phase = _cover(_distance(field, rng.uniform(-0.7, 0.7)))
         fine = _spectrum(rng, shape, rng.uniform(0, 1), (0.05, 0.35))
         return phase + rng.uniform(0, 0.12) * fine * (phase + rng.uniform(0, 1))
-    coarse = _spectrum(rng, shape, 1.5, (0.003, 0.5 / period))
+    coarse = _spectrum(rng, shape, 1.5, (0.01, 0.05 + 0.5 / period))
     if style == "marble":
         folds = coarse * rng.uniform(1, 4)
         return np.asarray(_bars(folds, rng.uniform(0.2, 0.7), sharp=rng.random() < 0.5), np.float32)
     fine = _spectrum(rng, shape, rng.uniform(0, 1.2), (0.3 / period, 0.35), aspect, angle)
-    return np.asarray(fine * _smooth(coarse, -1, 1.5) + rng.uniform(0, 1) * coarse, np.float32)
+    return np.asarray(fine * _smooth(coarse, -1, 1) + rng.uniform(0, 0.6) * coarse, np.float32)
 
 
-def _bars(phase: Float, duty: float, *, sharp: bool) -> Float:
+def _bars(phase: NDArray[Any], duty: float, *, sharp: bool) -> Float:
     """Return bars one unit of `phase` apart; where they are finer than two pixels they fade to their mean."""
     steep = np.hypot(*np.gradient(phase)) + 1e-6  # periods per pixel
     fade = 1 - _smooth(steep, 0.35, 0.5)
     if sharp:
-        off = np.abs(phase % 1 - 0.5)
+        off = _off(phase)
         wave = np.clip((duty / 2 - off) / steep + 0.5, 0, 1)
     else:
         duty = 0.5
@@ -774,9 +804,11 @@ def _bars(phase: Float, duty: float, *, sharp: bool) -> Float:
 def _grains(rng: Rng, shape: Shape) -> Float:
     """Straight-edged crystals with twins, pores and scratches; tiles."""
     size = _log(rng, 9, 120)
-    cells = _pack(rng, shape, size, spread=_some(rng, 0.7), cap=0.5 * size, round_px=0.0)
+    cells = _pack(
+        rng, shape, size, spread=_some(rng, 0.7), cap=0.5 * size, round_px=0.0, wobble=_some(rng, 0.4)
+    )
     n = len(cells.sites.radius)
-    levels = int(rng.choice([2, 3, 5, 50]))
+    levels = int(_pick(rng, 2, 3, 5, 50))
     tones = (rng.integers(levels, size=n) / max(levels - 1, 1)).astype(np.float32)
     image = tones[cells.near] * rng.uniform(0.2, 1)
     if rng.random() < 0.5:  # twins: bars of their own direction and width in some of the grains
@@ -784,7 +816,7 @@ def _grains(rng: Rng, shape: Shape) -> Float:
         y, x = (np.arange(k, dtype=np.float32) for k in shape)
         ky, kx = (((f(angle) / period).astype(np.float32))[cells.near] for f in (np.sin, np.cos))
         phase = y[:, None] * ky + x * kx
-        off = np.abs(phase % 1 - 0.5) / np.hypot(ky, kx)
+        off = _off(phase) / np.asarray(np.hypot(ky, kx), np.float32)
         wide = (rng.uniform(0.1, 0.6, n) * period).astype(np.float32)[cells.near]
         twins = _cover(wide / 2 - off) * (rng.random(n) < 0.5)[cells.near]
         _paint(image, twins, image + rng.uniform(-0.5, 0.5))
@@ -795,7 +827,7 @@ def _grains(rng: Rng, shape: Shape) -> Float:
         image += rng.uniform(-0.3, 0.3) * _smooth(cells.depth, 0, 0.4 * size)
     if rng.random() < 0.65:
         width = _log(rng, 1.0, max(1.2, 0.12 * size))
-        _paint(image, _line(cells.depth, width, 1.0), rng.choice([-0.2, 0.0, 1.0, 1.3]))
+        _paint(image, _line(cells.depth, width, 1.0), _pick(rng, -0.2, 0.0, 1.0, 1.3))
     if rng.random() < 0.4:
         _stuff(rng, cells.depth + 3, size, image)
     if rng.random() < 0.3:
@@ -817,13 +849,14 @@ def _shapes(rng: Rng, shape: Shape) -> Float:
     """Discs, rings, bars and polygons that hide one another (the dead-leaves model of Matheron)."""
     smallest, largest = _log(rng, 1.5, 8), _log(rng, 25, 110)
     falling = rng.uniform(1.5, 3.2)  # sizes are drawn from size**-falling
-    n = round(_log(rng, 40, 500))
-    u, e = rng.random(n), 1 - falling
+    u, e = rng.random(900), 1 - falling
     sizes = (smallest**e + u * (largest**e - smallest**e)) ** (1 / e)
+    covered = np.cumsum(2 * sizes**2) / math.prod(shape)
+    sizes = sizes[: max(20, int(np.searchsorted(covered, _log(rng, 0.15, 4))))]
     if rng.random() < 0.5:
         sizes = np.sort(sizes)[::-1]
     forms = rng.choice(["disc", "ellipse", "polygon", "bar", "ring"], size=int(rng.integers(1, 6)))
-    levels = int(rng.choice([2, 3, 6, 1000]))
+    levels = int(_pick(rng, 2, 3, 6, 1000))
     image = np.full(shape, rng.random(), np.float32)
     fill = _noise(rng, shape, _log(rng, 1.5, 10)) * rng.uniform(0, 0.1)
     for size in sizes:
@@ -884,15 +917,14 @@ def _stripes(rng: Rng, shape: Shape) -> Float:
         turn = np.arctan2(dy, dx) * (spokes / (2 * math.pi))
         away = np.hypot(dy, dx) + 1e-3
         steep = spokes / (2 * math.pi * away)
-        wave = np.clip((duty / 2 - np.abs(turn % 1 - 0.5)) / steep + 0.5, 0, 1)
+        wave = np.clip((duty / 2 - _off(turn)) / steep + 0.5, 0, 1)
         return np.asarray(duty + (1 - _smooth(steep, 0.35, 0.5)) * (wave - duty), np.float32)
     if style == "tiles":  # a grating of its own in every cell
         cells = _pack(rng, shape, _log(rng, 40, 160), spread=0.3, cap=4, round_px=0)
         n = len(cells.sites.radius)
         turns, periods = rng.uniform(0, math.pi, n), np.exp(rng.uniform(math.log(2.5), math.log(25), n))
         ky, kx = ((f(turns) / periods).astype(np.float32)[cells.near] for f in (np.sin, np.cos))
-        off = np.abs((y[:, None] * ky + x * kx) % 1 - 0.5)
-        wave = np.clip((duty / 2 - off) / np.hypot(ky, kx) + 0.5, 0, 1)
+        wave = np.clip((duty / 2 - _off(y[:, None] * ky + x * kx)) / np.hypot(ky, kx) + 0.5, 0, 1)
         strength = rng.uniform(0.3, 1, n).astype(np.float32)[cells.near]
         return np.asarray(0.5 + strength * (wave - 0.5), np.float32)
     if style == "rings":
@@ -913,7 +945,7 @@ def _stripes(rng: Rng, shape: Shape) -> Float:
     wave = _bars(phase, duty, sharp=sharp)
     if style == "checks":
         other = (dy * math.cos(angle) - dx * math.sin(angle)) / (period * _log(rng, 0.7, 1.5))
-        wave = np.abs(wave - _bars(other, duty, sharp=sharp))
+        return np.asarray(np.abs(wave - _bars(other, duty, sharp=sharp)), np.float32)
     return wave
 
 
@@ -942,7 +974,7 @@ def _chart(rng: Rng, shape: Shape) -> Float:
 def _mixtures(rng: Rng, shape: Shape) -> Float:
     """Two kinds side by side or one over the other; empty resin, cracks."""
     simple = [kind for kind in KINDS if kind != "mixtures"]
-    first, second = (_draw(rng, shape, simple[rng.integers(len(simple))]) for _ in range(2))
+    first, second = (_draw(rng, shape, simple[int(rng.integers(len(simple)))]) for _ in range(2))
     first, second = (_recast(rng, a) for a in (first, second))
     style = rng.choice(["regions", "resin", "over", "sum", "holes"])
     if style == "over":
@@ -953,6 +985,7 @@ def _mixtures(rng: Rng, shape: Shape) -> Float:
     else:
         border = _border(rng, shape)
         if style == "resin":
+            border -= 0.5 * border.std()  # more tissue than resin
             second = rng.random() + rng.uniform(0, 0.06) * _noise(rng, shape, _log(rng, 1.5, 20))
         if style == "holes":
             bodies = _scatter(rng, shape, _log(rng, 5, 200), (4, 60), (1.0, 2.0), apart=1.1)
@@ -961,7 +994,7 @@ def _mixtures(rng: Rng, shape: Shape) -> Float:
         if rng.random() < 0.4:
             _paint(image, _line(border, _log(rng, 1.2, 6), 1.0), rng.random())
     if rng.random() < 0.3:
-        _paint(image, _cracks(rng, shape), rng.choice([0.0, 1.0]))
+        _paint(image, _cracks(rng, shape), _pick(rng, 0.0, 1.0))
     return np.asarray(image, np.float32)
 
 
@@ -978,7 +1011,9 @@ def _recast(rng: Rng, image: Float) -> Float:
 def _border(rng: Rng, shape: Shape) -> Float:
     """Return the distance to a border between two regions, pixels: a rugged line or the edges of islands."""
     if rng.random() < 0.5:
-        return _distance(_spectrum(rng, shape, 2.0, (1 / max(shape), rng.uniform(0.01, 0.1))), rng.normal(0, 0.5))
+        return _distance(
+            _spectrum(rng, shape, 2.0, (1 / max(shape), rng.uniform(0.01, 0.1))), rng.normal(0, 0.5)
+        )
     angle, center = rng.uniform(0, 2 * math.pi), rng.uniform(0.25, 0.75, 2) * shape
     y, x = np.arange(shape[0], dtype=np.float32)[:, None], np.arange(shape[1], dtype=np.float32)
     line = (y - np.float32(center[0])) * math.sin(angle) + (x - np.float32(center[1])) * math.cos(angle)
@@ -988,11 +1023,9 @@ def _border(rng: Rng, shape: Shape) -> Float:
 def _cracks(rng: Rng, shape: Shape) -> Float:
     """Return how much of each pixel is crack: jagged lines along the borders of large cells."""
     size = _log(rng, 60, 300)
-    field = _pack(rng, shape, size, spread=0.3, cap=size, round_px=0)
-    open_at = _smooth(_noise(rng, shape, size), -0.5, 0.5) * _log(rng, 1, 5)
-    return _line(field.depth + 0.6 * _noise(rng, shape, 3), 1.0, 1.0) * _smooth(open_at, 0, 1) + _cover(
-        open_at / 2 - field.depth
-    ) * (open_at > 1)
+    cells = _pack(rng, shape, size, spread=0.3, cap=size, round_px=0)
+    width = _smooth(_noise(rng, shape, size), -0.5, 0.5) * _log(rng, 1, 5)
+    return _cover(width / 2 - cells.depth - 0.4 * _noise(rng, shape, 3)) * _smooth(width, 0, 1)
 
 
 _PAINTERS: dict[Kind, Callable[[Rng, Shape], Float]] = {
