@@ -61,9 +61,16 @@ def random_image(rng: Rng, shape: Shape, *, kinds: Sequence[Kind] | None = None)
 # From structure to picture.
 
 
+TRIES = 8  # a small window may lie in the empty space between things; then it is drawn anew
+
+
 def _draw(rng: Rng, shape: Shape, kind: Kind) -> Float:
     """Return one kind with grey values from 0 to 1, in the polarity it was painted."""
-    return _stretch(_PAINTERS[kind](rng, shape))
+    for _ in range(TRIES):
+        image = _PAINTERS[kind](rng, shape)
+        if np.ptp(image) > 0.05:
+            break
+    return _stretch(image)
 
 
 def _stretch(image: Float) -> Float:
