@@ -38,7 +38,7 @@ def random_image(rng: Rng, shape: Shape, *, kinds: Sequence[Kind] | None = None)
     """Draw a kind of specimen, its parameters and its exposure, and render it.
 
     Lines are from about 1.5 pixels wide, bodies up to about 60 and a few larger; either polarity; edges from
-    anti-aliased steps to a blur of 3 pixels; contrast from a seventh of full scale to full scale.
+    anti-aliased steps to a blur of 3 pixels; contrast from a fifth of full scale to all of it.
 
     Parameters
     ----------
@@ -210,6 +210,7 @@ class _Cells(NamedTuple):
 
 LARGER = ((5.0, 0.3), (2.9, 0.45), (1.7, 0.6), (1.0, 1.0))  # sizes of sites, and how often
 GIANT = 170.0  # pixels; sites larger than this would fill the picture
+STRIPS = 16  # sites come row by row: a strip of them meets few of the larger ones
 ROOM = 0.9  # of a site's radius: nearer than this no smaller site survives
 
 
@@ -225,13 +226,23 @@ def _sow(rng: Rng, shape: Shape, size: float, spread: float, disorder: float) ->
         grid[:, 1] += 0.5 * (np.rint(grid[:, 0] - 0.5) % 2)  # rows shifted as in a honeycomb
         new = (grid + disorder * (rng.random(grid.shape) - 0.5)) * step
         new = new[rng.random(len(new)) < (often if factor == 1 else often * spread)].astype(np.float32)
-        apart = ((new[:, None] - at) ** 2).sum(2)
-        new = new[(apart > (ROOM * radius) ** 2).all(1)]
+        if len(at):
+            new = np.concatenate([_outside(part, at, ROOM * radius) for part in np.array_split(new, STRIPS)])
         at = np.concatenate([at, new])
         own = step * (0.35 + 0.4 * spread * rng.random(len(new)) + 0.15 * (factor > 1))
         radius = np.concatenate([radius, own.astype(np.float32)])
     order = at[:, 0].argsort()
     return _Sites(at[order], radius[order])
+
+
+def _outside(points: Float, at: Float, radius: Float) -> Float:
+    """Return those of the points (n, 2) that lie in none of the discs."""
+    if not len(points):
+        return points
+    y = points[:, 0]
+    some = (at[:, 0] + radius > y.min()) & (at[:, 0] - radius < y.max())
+    squared = ((points[:, None] - at[some]) ** 2).sum(2)
+    return points[(squared > radius[some] ** 2).all(1)]
 
 
 def _pack(
@@ -505,7 +516,7 @@ def _myelin(rng: Rng, shape: Shape) -> Float:
     """Cross-cut axons in sheaths, packed or loose, as in white matter, nerve and spinal cord."""
     size = _log(rng, 9, 55)
     cells = _pack(
-        rng, shape, size, spread=rng.uniform(0.3, 1), cap=1.6 * size, round_px=size * rng.uniform(0.03, 0.12)
+        rng, shape, size, spread=rng.uniform(0.3, 1), cap=1.3 * size, round_px=size * rng.uniform(0.03, 0.12)
     )
     radius, n = cells.sites.radius, len(cells.sites.radius)
     gap = size * rng.uniform(0.0, 0.12)
@@ -516,7 +527,7 @@ def _myelin(rng: Rng, shape: Shape) -> Float:
     wrapped = rng.random(n) < rng.uniform(0.7, 1.0)
     share = rng.uniform(0.2, 0.55) * rng.uniform(0.7, 1.3, n) * (0.5 * size / radius) ** rng.uniform(0, 0.4)
     uneven = np.clip(1 + rng.uniform(0.03, 0.25) * _noise(rng, shape, 0.7 * size), 0.4, 1.8)
-    sheath = np.where(wrapped, np.maximum(share * radius, 1.5), 1.2).astype(np.float32)[cells.near] * uneven
+    sheath = np.where(wrapped, np.clip(share * radius, 1.5, size), 1.2).astype(np.float32)[cells.near] * uneven
     inner = fit - sheath + rng.uniform(0, 0.06) * size * _noise(rng, shape, 0.3 * size)
     matrix, dark, plasm = rng.uniform(0.35, 1.0), rng.uniform(0.0, 0.2), rng.uniform(0.5, 1.0)
 
@@ -644,7 +655,6 @@ def _filaments(rng: Rng, shape: Shape) -> Float:
     """Thin curved fibres: networks, bundles, asters; some hollow, some beaded."""
     width = _log(rng, 1.2, 9)
     image = np.zeros(shape, np.float32)
-    haze = np.zeros(shape, np.float32)
     density = _log(rng, 0.05, 0.8)  # of the area, were there no crossings
     layers = int(rng.integers(1, 4))
     straight, order = _log(rng, 15, 800), rng.choice(["free", "aligned", "field", "aster"])
@@ -667,11 +677,10 @@ def _filaments(rng: Rng, shape: Shape) -> Float:
             image += line * tone
         else:
             _paint(image, line, tone)
-    if rng.random() < 0.5:
-        haze = _blur(image, _log(rng, 4, 25)) * rng.uniform(0.3, 1.5)
+    if rng.random() < 0.5:  # haze of what is out of focus
+        image += _blur(image, _log(rng, 4, 25)) * rng.uniform(0.3, 1.5)
     if rng.random() < 0.3:
         image *= np.clip(0.7 + 0.4 * _noise(rng, shape, _log(rng, 40, 300)), 0.1, 2)
-    image += haze
     if rng.random() < 0.4:
         image += rng.uniform(0, 0.07) * _spectrum(rng, shape, rng.uniform(1, 1.6), (0.003, 0.2))
     if rng.random() < 0.25:
@@ -1032,7 +1041,7 @@ def _cracks(rng: Rng, shape: Shape) -> Float:
     size = _log(rng, 60, 300)
     cells = _pack(rng, shape, size, spread=0.3, cap=size, round_px=0)
     width = _smooth(_noise(rng, shape, size), -0.5, 0.5) * _log(rng, 1, 5)
-    return _cover(width / 2 - cells.depth - 0.4 * _noise(rng, shape, 3)) * _smooth(width, 0, 1)
+    return _cover(width / 2 - cells.depth - 0.2 * _noise(rng, shape, 8)) * _smooth(width, 0, 1)
 
 
 _PAINTERS: dict[Kind, Callable[[Rng, Shape], Float]] = {
