@@ -15,16 +15,10 @@ from numpy.typing import NDArray
 from skimage.io import imsave
 
 from live_sr.errors import InputError
-from live_sr.train.dataset import (
-    Augment,
-    Crops,
-    Pool,
-    Procedural,
-    load_files,
-    read_images,
-    render_pool,
-    to_unit,
-)
+from live_sr.train.dataset import Augment, Crops
+from live_sr.train.files import load_files, read_images, to_unit
+from live_sr.train.pools import Pool
+from live_sr.train.procedural import Procedural, render_pool
 
 AS_IT_IS = Augment(zoom_share=0.0, window_share=0.0, invert_share=0.0)
 
