@@ -235,14 +235,15 @@ def _sow(rng: Rng, shape: Shape, size: float, spread: float, disorder: float) ->
     return _Sites(at[order], radius[order])
 
 
-def _outside(points: Float, at: Float, radius: Float) -> Float:
+def _outside(points: NDArray[Any], at: Float, radius: Float) -> NDArray[Any]:
     """Return those of the points (n, 2) that lie in none of the discs."""
     if not len(points):
         return points
     y = points[:, 0]
     some = (at[:, 0] + radius > y.min()) & (at[:, 0] - radius < y.max())
     squared = ((points[:, None] - at[some]) ** 2).sum(2)
-    return points[(squared > radius[some] ** 2).all(1)]
+    free: NDArray[np.bool_] = (squared > radius[some] ** 2).all(1)
+    return points[free]
 
 
 def _pack(
