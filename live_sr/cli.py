@@ -233,17 +233,29 @@ def enhance(
 
 @command
 def train(
-    config: Annotated[Path, typer.Argument(help="Training settings, see configs/train_x4.toml.")],
-    data: Annotated[list[Path], typer.Option(help="Folder of images; may be repeated.")],
+    config: Annotated[Path, typer.Argument(help="Training settings, see configs/em-x4.toml.")],
+    data: Annotated[list[Path] | None, typer.Option(help="Folder of images; may be repeated.")] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(help="Folder with low/ and high/: real frames and good images of the same places."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/latest"),
     resume: Annotated[bool, typer.Option(help="Go on with the run in that folder.")] = False,
 ) -> None:
-    """Train a model on images that are degraded on the fly."""
+    """Train a model: on images degraded on the fly, on real pairs, or on noisy frames alone."""
+    import msgspec
+
     from live_sr.train.fit import fit
+    from live_sr.train.pairs import PairSource
     from live_sr.train.settings import TrainSettings
 
-    model = fit(load(config, TrainSettings), data, out, resume=resume)
-    print(f"model: {model}. Serve it with: live-sr serve --model {model}")
+    settings = load(config, TrainSettings)
+    folders = list(data or ())
+    if pairs is not None:
+        more = PairSource(name=pairs.name, low="low/*", high="high/*")
+        settings = msgspec.structs.replace(settings, pairs=(*settings.pairs, more))
+        folders.append(pairs)
+    fit(settings, folders, out, resume=resume)
 
 
 @command

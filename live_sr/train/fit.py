@@ -183,7 +183,11 @@ def _fit(
     run = _Run(settings, examples, folder, state, device, rank, console)
     if run.train(stop_after):
         return folder.checkpoint
-    return export(settings, folder.checkpoint, examples.files, out) if rank == 0 else out
+    if rank > 0:
+        return out / f"{settings.id}{artifact.SUFFIX}"  # the first process is writing it
+    model = export(settings, folder.checkpoint, examples.files, out)
+    console.print(f"model: {model}. Serve it with: live-sr serve --model {model}", soft_wrap=True)
+    return model
 
 
 class _Run:
