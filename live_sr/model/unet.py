@@ -39,6 +39,7 @@ class NetworkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """
 
     scale: int = 4
+    frames: int = 1
     widths: tuple[int, ...] = (16, 48, 64, 128)
 
 

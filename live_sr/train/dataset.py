@@ -12,28 +12,8 @@ from torch import Tensor
 from live_sr.config import Settings
 from live_sr.errors import ConfigError, InputError
 from live_sr.train.content import ContentMap, content_map
-from live_sr.train.files import File, Float, Plane, Shelf, find_files, load_files, read_images, to_unit
-from live_sr.train.pools import Pool, Source, load_pools
-from live_sr.train.procedural import Procedural, render_one, render_pool
-
-__all__ = [
-    "Augment",
-    "Crops",
-    "File",
-    "Float",
-    "Plane",
-    "Pool",
-    "Procedural",
-    "Shelf",
-    "Source",
-    "find_files",
-    "load_files",
-    "load_pools",
-    "read_images",
-    "render_one",
-    "render_pool",
-    "to_unit",
-]
+from live_sr.train.files import to_unit
+from live_sr.train.pools import Pool
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +80,7 @@ class Crops:
                 + "add larger images, or make the patch smaller"
             )
         self._shares = torch.tensor([p.share for p in self.pools], dtype=torch.float64).cumsum(0)
-        self._neighbours = [_neighbours(pool, frames // 2) for pool in self.pools]
+        self._neighbours = [neighbours(pool, frames // 2) for pool in self.pools]
         self._content: dict[tuple[int, int], ContentMap] = {}  # when an image is drawn for the first time
 
     def batch(self, n: int, generator: torch.Generator) -> Tensor:
@@ -127,6 +107,19 @@ class Crops:
         crop = turn(crop[0], next(u), next(u))
         (crop,) = vary((crop,), crop[self.frames // 2].mean(), a, (next(u), next(u), next(u), next(u)))
         return crop
+
+
+def neighbours(pool: Pool, reach: int) -> list[list[int]]:
+    """Of each image, those of the planes from `reach` before to `reach` after it; an end is repeated."""
+    at = {(place.sha256, place.stack, place.at): i for i, place in enumerate(pool.places)}
+    found = []
+    for i, place in enumerate(pool.places):
+        before, after = [i], [i]
+        for side, step in ((before, -1), (after, 1)):
+            for n in range(1, reach + 1):
+                side.append(at.get((place.sha256, place.stack, place.at + step * n), side[-1]))
+        found.append([*reversed(before[1:]), *after])
+    return found
 
 
 def turn(crop: Tensor, quarter: float, mirror: float) -> Tensor:
@@ -182,16 +175,3 @@ def _tell(pool: Pool, kept: Sequence[int], of: Sequence[int], why: str) -> None:
         ", ".join(names[:NAMED]),
         more,
     )
-
-
-def _neighbours(pool: Pool, reach: int) -> list[list[int]]:
-    """Of each image, those of the planes from `reach` before to `reach` after it; an end is repeated."""
-    at = {(place.sha256, place.stack, place.at): i for i, place in enumerate(pool.places)}
-    found = []
-    for i, place in enumerate(pool.places):
-        before, after = [i], [i]
-        for side, step in ((before, -1), (after, 1)):
-            for n in range(1, reach + 1):
-                side.append(at.get((place.sha256, place.stack, place.at + step * n), side[-1]))
-        found.append([*reversed(before[1:]), *after])
-    return found

@@ -19,7 +19,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from live_sr.errors import InputError
 from live_sr.frame import Pixels
 from live_sr.sim.specimen import Neuropil
-from live_sr.train.dataset import Float, read_images, to_unit
+from live_sr.train.files import Float, read_images, to_unit
 from live_sr.upscaler import Upscaler, bilinear
 
 DOSE = 40.0  # electrons per raw pixel at full scale: low, but the tissue is still recognised by eye

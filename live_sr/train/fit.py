@@ -1,21 +1,22 @@
 """Trains one model from one settings file: same settings, data and machine, same steps.
 
-Reads images through :mod:`live_sr.train.dataset`, degrades them with :mod:`live_sr.train.crappify`, ends with
-a model file and a dated entry for its card. Runs on the CPU or on CUDA; knows no server.
+Draws examples through :mod:`live_sr.train.batches`, ends with a model file and a dated entry for its card.
+Runs on CPU or CUDA, on several devices under ``torchrun``; knows no server.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import datetime
 import hashlib
 import importlib.metadata
 import math
+import os
 import pickle
-import subprocess
 import time
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,96 +24,34 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
+import torch.distributed as dist
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from live_sr.config import Settings
 from live_sr.errors import ConfigError, InputError
 from live_sr.model import artifact
-from live_sr.model.unet import NetworkSettings, SuperResolver, count_kmac, measure_halo
-from live_sr.train.crappify import CrappifySettings, crappify, expose
-from live_sr.train.dataset import (
-    Augment,
-    Crops,
-    File,
-    Pool,
-    Procedural,
-    Source,
-    load_files,
-    render_pool,
-    to_unit,
-)
-from live_sr.train.losses import restoration_loss, ssim
+from live_sr.model.unet import SuperResolver, count_kmac, measure_halo
+from live_sr.train.batches import Ahead, Batch
+from live_sr.train.examples import Example, Examples, gather
+from live_sr.train.files import File
+from live_sr.train.losses import Adversary, critic_loss, fooling_loss, masked_psnr, restoration_loss, ssim
+from live_sr.train.rundir import RunFolder, commit
+from live_sr.train.settings import TrainSettings, check
+from live_sr.train.sheet import Row, draw_sheet
 
-CHECKPOINT = "checkpoint.pt"
 CLIP_NORM = 1.0  # gradient norm; a single black patch must not undo an hour
 MEAN_JITTER = 0.3  # of a standard deviation: a patch's mean differs from its frame's by about this much
 STD_JITTER = 0.2  # sigma of the logarithm, likewise
-VALIDATION_EDGE = 512  # pixels of the truth: the middle of each validation image
 LOSS_MEMORY = 0.98  # of the running mean that is shown
-
-
-class TrainSettings(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`live-sr train`: everything that decides what a model becomes.
-
-    Attributes
-    ----------
-    id : str
-        Name of the model and of the files written.
-    patch : int
-        Edge of a training crop in raw pixels, a multiple of the network's coarsest pixel.
-    batch, steps : int
-    minutes : float
-        Wall-clock budget; the learning rate reaches zero after `steps` or `minutes`, whichever comes first.
-        0 for no limit.
-    learning_rate, weight_decay, ema : float
-        AdamW with cosine decay, and the decay of the running mean of the weights that becomes the model.
-    warmup : int
-        Steps of linear warm-up.
-    ssim_weight : float
-        Of (1 - SSIM) beside L1.
-    validation : tuple of str
-        Patterns of files that are validated on and never trained on.
-    validation_dose, validation_read_noise : float
-        Electrons per raw pixel at full scale, and standard deviation as a fraction of full scale.
-    warm_start : str
-        Model whose trunk this one starts from (name or file); empty for none.
-    pixel_size_um : (float, float) or None
-        Raw pixel sizes that the data cover, for the model's record.
-    threads : int
-        CPU threads; 0 lets torch choose.
-    """
-
-    id: str
-    network: NetworkSettings = NetworkSettings()
-    sources: tuple[Source, ...] = ()
-    procedural: Procedural = Procedural()
-    augment: Augment = Augment()
-    crappify: CrappifySettings = CrappifySettings()
-    patch: int = 48
-    batch: int = 12
-    steps: int = 20_000
-    minutes: float = 0.0
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-4
-    warmup: int = 100
-    ema: float = 0.999
-    ssim_weight: float = 0.05
-    validation: tuple[str, ...] = ()
-    validation_dose: float = 40.0
-    validation_read_noise: float = 4 / 255
-    validate_every: int = 500
-    warm_start: str = ""
-    pixel_size_um: tuple[float, float] | None = None
-    licence: str = ""
-    seed: int = 0
-    threads: int = 0
+SHEET_ROWS = 4  # validation images drawn
+SHEET_EDGE = 256  # pixels of the truth: the middle, where single pixels can still be seen
 
 
 @dataclass
 class Score:
-    """Means over the validation images, data range 1."""
+    """Means over the validation images, data range 1; where there is no truth, against the noisy pixels."""
 
     psnr: float
     ssim: float
@@ -125,12 +64,14 @@ class State:
     network: SuperResolver
     average: SuperResolver  # running mean of the weights
     optimiser: torch.optim.AdamW
-    generator: torch.Generator
+    critic: Adversary | None = None
+    critic_optimiser: torch.optim.AdamW | None = None
     step: int = 0
     elapsed_s: float = 0.0
     best: Score | None = None
     best_weights: dict[str, Tensor] = field(default_factory=dict)
-    trunk: str = ""  # SHA-256 of the model whose trunk it started from
+    best_step: int = 0
+    start: str = ""  # SHA-256 of the model that it started from
 
     def save(self, path: Path, settings: TrainSettings) -> None:
         """Write a checkpoint; an interrupted write leaves the last one."""
@@ -138,12 +79,14 @@ class State:
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "generator": self.generator.get_state(),
+            "critic": self.critic and self.critic.state_dict(),
+            "critic_optimiser": self.critic_optimiser and self.critic_optimiser.state_dict(),
             "step": self.step,
             "elapsed_s": self.elapsed_s,
             "best": None if self.best is None else [self.best.psnr, self.best.ssim],
             "best_weights": self.best_weights,
-            "trunk": self.trunk,
+            "best_step": self.best_step,
+            "start": self.start,
             "settings": msgspec.json.encode(settings).decode(),
         }
         partial = path.with_name(path.name + ".part")
@@ -162,11 +105,14 @@ class State:
         self.network.load_state_dict(content["network"])
         self.average.load_state_dict(content["average"])
         self.optimiser.load_state_dict(content["optimiser"])
-        self.generator.set_state(content["generator"])
+        if self.critic is not None and self.critic_optimiser is not None:
+            self.critic.load_state_dict(content["critic"])
+            self.critic_optimiser.load_state_dict(content["critic_optimiser"])
         self.step, self.elapsed_s = content["step"], content["elapsed_s"]
         self.best = None if content["best"] is None else Score(*content["best"])
         self.best_weights = content["best_weights"]
-        self.trunk = content["trunk"]
+        self.best_step = content["best_step"]
+        self.start = content["start"]
 
 
 def fit(
@@ -178,7 +124,9 @@ def fit(
     stop_after: int | None = None,
     console: Console | None = None,
 ) -> Path:
-    """Train a model and write ``<out>/<id>.pt`` and ``<out>/<id>.md``.
+    """Train a model and write ``<out>/<id>.pt``; see :mod:`live_sr.train.rundir` for what else is written.
+
+    Under ``torchrun`` each process trains on its own device with its own crops, and the first writes.
 
     Parameters
     ----------
@@ -187,10 +135,10 @@ def fit(
     data : sequence of Path
         Folders that hold the images; may be empty when everything is procedural.
     out : Path
-        Folder for the model, its dated entry and the checkpoint; created when missing.
+        Folder for the run; created when missing.
     resume : bool
-        Continue from ``<out>/checkpoint.pt``: steps, optimiser, running mean and random numbers
-        go on where they were.
+        Continue from ``<out>/checkpoint.pt``. A run that is limited by steps ends with the weights that it
+        would have had without the stop.
     stop_after : int, optional
         Stop at this step, leaving a checkpoint, as an interrupted run would.
 
@@ -208,54 +156,192 @@ def fit(
     ModelError
         When the model to start from cannot be read.
     """
-    _check(settings)
-    out.mkdir(parents=True, exist_ok=True)
-    checkpoint = out / CHECKPOINT
-    if checkpoint.exists() and not resume:
-        raise InputError(f"{checkpoint} exists: resume that run, or choose another output folder")
-    if resume and not checkpoint.exists():
-        raise InputError(f"no {checkpoint} to resume from: start without resume")
+    check(settings)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with _devices() as (device, rank):
+        return _fit(settings, data, out, resume, stop_after, console or Console(quiet=rank > 0), device, rank)
 
-    pools, used = _pools(settings, data, out)
-    crops = Crops(pools, settings.patch * settings.network.scale, settings.augment)
-    pairs = validation_pairs(settings, data)
+
+def _fit(
+    settings: TrainSettings,
+    data: Sequence[Path],
+    out: Path,
+    resume: bool,
+    stop_after: int | None,
+    console: Console,
+    device: torch.device,
+    rank: int,
+) -> Path:
+    folder = RunFolder(out, resume=resume)
+    examples = gather(settings, data, cache=out)
     state = _start(settings, device)
     if resume:
-        state.restore(checkpoint, settings)
+        state.restore(folder.checkpoint, settings)
+    if rank == 0:
+        folder.describe(settings, [*examples.files, *examples.judged])
+    run = _Run(settings, examples, folder, state, device, rank, console)
+    if run.train(stop_after):
+        return folder.checkpoint
+    if rank > 0:
+        return out / f"{settings.id}{artifact.SUFFIX}"  # the first process is writing it
+    model = export(settings, folder.checkpoint, examples.files, out)
+    console.print(f"model: {model}. Serve it with: live-sr serve --model {model}", soft_wrap=True)
+    return model
 
-    console = console or Console()
-    began = time.monotonic() - state.elapsed_s
-    with _progress(console) as progress:
-        task = progress.add_task(settings.id, total=1.0, rate="", loss="", score="", left="")
-        first, mean_loss = state.step, math.nan
-        started = time.monotonic()
-        while (done := _done(settings, state)) < 1:
-            if state.step == stop_after:
-                state.save(checkpoint, settings)
-                return checkpoint
-            loss = _step(settings, state, crops, done, device)
-            state.step += 1
-            state.elapsed_s = time.monotonic() - began
-            mean_loss = loss if math.isnan(mean_loss) else LOSS_MEMORY * mean_loss + (1 - LOSS_MEMORY) * loss
-            if state.step % settings.validate_every == 0:
-                score = _validate(settings, state, pairs, device)
-                state.save(checkpoint, settings)
-                progress.update(task, score=f"{score.psnr:.2f} dB {score.ssim:.3f}")
-                console.print(
-                    f"step {state.step} loss {mean_loss:.4f} val {score.psnr:.3f} dB {score.ssim:.4f}"
+
+class _Run:
+    """The loop, and what it shows."""
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        examples: Examples,
+        folder: RunFolder,
+        state: State,
+        device: torch.device,
+        rank: int,
+        console: Console,
+    ) -> None:
+        self.settings, self.examples, self.folder = settings, examples, folder
+        self.state, self.device, self.rank, self.console = state, device, rank, console
+        self.amp = settings.amp == "auto" and _has_bfloat16(device)
+        several = dist.is_initialized()
+        self.network: nn.Module = DistributedDataParallel(state.network) if several else state.network
+        self.began = time.monotonic() - state.elapsed_s
+        self.mean_loss = math.nan
+
+    def train(self, stop_after: int | None) -> bool:
+        """Whether it was stopped before its end."""
+        settings, state = self.settings, self.state
+        with _progress(self.console) as progress, Ahead(self._draw, state.step) as batches:
+            task = progress.add_task(settings.id, total=1.0, rate="", loss="", score="", left="")
+            first, started = state.step, time.monotonic()
+            drawn = iter(batches)
+            try:
+                while (done := self._done()) < 1:
+                    if state.step == stop_after:
+                        self._save()
+                        return True
+                    self._step(next(drawn), done)
+                    if state.step % settings.validate_every == 0:
+                        score = self._validate()
+                        self._save()
+                        progress.update(task, score=f"{score.psnr:.2f} dB {score.ssim:.3f}")
+                        if self._gave_up():
+                            self.console.print(
+                                f"no better validation since step {state.best_step}: this run ends here"
+                            )
+                            return False
+                    done = self._done()
+                    left = state.elapsed_s * (1 - done) / max(done, 1e-9)
+                    rate = (state.step - first) / (time.monotonic() - started)
+                    progress.update(
+                        task,
+                        completed=done,
+                        rate=f"{rate:.1f}/s",
+                        loss=f"{self.mean_loss:.4f}",
+                        left=f"{left / 60:.0f} min",
+                    )
+            except KeyboardInterrupt:
+                self._save()
+                self.console.print(
+                    f"stopped at step {state.step}: go on with --out {self.folder.path} --resume"
                 )
-            done = _done(settings, state)
-            left = state.elapsed_s * (1 - done) / done
-            rate = (state.step - first) / (time.monotonic() - started)
-            progress.update(
-                task, completed=done, rate=f"{rate:.1f}/s", loss=f"{mean_loss:.4f}", left=f"{left / 60:.0f} min"
+                raise
+        if state.step % settings.validate_every:
+            self._validate()
+        self._save()
+        return False
+
+    def _draw(self, step: int) -> Batch:
+        return self.examples.draw(self.settings.batch, _generator(self.settings.seed, step, self.rank))
+
+    def _done(self) -> float:
+        """How far the run is, 0 to 1, by steps or by the clock."""
+        settings, state = self.settings, self.state
+        by_clock = state.elapsed_s / (60 * settings.minutes) if settings.minutes else 0.0
+        if settings.minutes and dist.is_initialized():  # the first process's clock counts
+            clock = torch.tensor([by_clock], device=self.device)
+            dist.broadcast(clock, 0)
+            by_clock = float(clock)
+        return min(max(state.step / settings.steps, by_clock), 1.0)
+
+    def _gave_up(self) -> bool:
+        settings, state = self.settings, self.state
+        since = (state.step - state.best_step) // settings.validate_every
+        return bool(settings.patience) and since >= settings.patience
+
+    def _step(self, batch: Batch, done: float) -> None:
+        settings, state = self.settings, self.state
+        raw, truth = batch.raw.to(self.device), batch.truth.to(self.device)
+        where = batch.where.to(self.device) if batch.where is not None else None
+        rate = settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+        rate *= min(1.0, (state.step + 1) / max(settings.warmup, 1))
+        jitter = _generator(settings.seed, state.step, self.rank, purpose=1)
+
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
+            restored = restore(self.network, raw, jitter)
+        restored = restored.float()
+        loss = restoration_loss(restored, truth, settings.loss, where)
+        if state.critic is not None:
+            loss = loss + settings.loss.adversarial * fooling_loss(state.critic, restored)
+        _descend(state.optimiser, loss, state.network, rate)
+        if state.critic is not None and state.critic_optimiser is not None:
+            _descend(state.critic_optimiser, critic_loss(state.critic, restored, truth), state.critic, rate)
+
+        # Early on the mean follows closely; a fixed decay would average the untrained network in.
+        decay = min(settings.ema, (1 + state.step) / (10 + state.step))
+        with torch.no_grad():
+            for mean, now in zip(state.average.parameters(), state.network.parameters(), strict=True):
+                mean.lerp_(now, 1 - decay)
+        state.step += 1
+        state.elapsed_s = time.monotonic() - self.began
+        now_loss = float(loss.detach())
+        if not math.isfinite(now_loss):
+            raise InputError(
+                f"the loss is {now_loss} at step {state.step}: lower learning_rate "
+                f"({settings.learning_rate:g}), or look for damaged images"
             )
-        _validate(settings, state, pairs, device)
-        state.save(checkpoint, settings)
-    return export(settings, checkpoint, used, out)
+        first = math.isnan(self.mean_loss)
+        self.mean_loss = now_loss if first else LOSS_MEMORY * self.mean_loss + (1 - LOSS_MEMORY) * now_loss
+
+    def _validate(self) -> Score:
+        """Score the averaged weights, draw them, and keep them when they are the best so far."""
+        state = self.state
+        scores: dict[str, list[tuple[float, float]]] = {}
+        rows: list[Row] = []
+        with torch.inference_mode():
+            for example in self.examples.validation:
+                raw, truth, where = example.batch
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
+                    restored = restore(state.average, raw.to(self.device))
+                restored = restored.float().clamp(0, 1).cpu()
+                quality = masked_psnr(restored, truth, where), float(ssim(restored, truth))
+                scores.setdefault(example.name, []).append(quality)
+                if len(rows) < SHEET_ROWS and example.drawn:
+                    rows.append(_pictures(example, restored))
+        everything = np.array([q for qualities in scores.values() for q in qualities])
+        score = Score(*(float(v) for v in everything.mean(axis=0)))
+        if state.best is None or score.psnr > state.best.psnr:
+            state.best, state.best_step = score, state.step
+            state.best_weights = {k: v.detach().cpu().clone() for k, v in state.average.state_dict().items()}
+        self.console.print(
+            f"step {state.step} loss {self.mean_loss:.4f} val {score.psnr:.3f} dB {score.ssim:.4f}"
+        )
+        if self.rank == 0:
+            row: dict[str, float | int] = {"step": state.step, "seconds": round(state.elapsed_s, 1)}
+            row |= {"loss": self.mean_loss, "psnr": score.psnr, "ssim": score.ssim}
+            for name, qualities in scores.items():
+                psnr, similarity = np.mean(qualities, axis=0)
+                row |= {f"psnr {name}": float(psnr), f"ssim {name}": float(similarity)}
+            self.folder.log(row)
+            self.folder.sheet(state.step, draw_sheet(("low", "bicubic", "restored", "truth"), rows))
+        return score
+
+    def _save(self) -> None:
+        if self.rank == 0:
+            self.state.save(self.folder.checkpoint, self.settings)
 
 
 def export(settings: TrainSettings, checkpoint: Path, used: Iterable[File], out: Path) -> Path:
@@ -276,36 +362,15 @@ def export(settings: TrainSettings, checkpoint: Path, used: Iterable[File], out:
     return path
 
 
-def validation_pairs(settings: TrainSettings, data: Sequence[Path]) -> list[tuple[Tensor, Tensor]]:
-    """(raw, truth) of every validation image's middle, (1, 1, Y, X) in [0, 1]; the same ones on every call.
-
-    Without validation files, of four procedural images that training never sees.
-    """
-    scale = settings.network.scale
-    if settings.validation:
-        images = [i for f in load_files(data, settings.validation) for i in f.images]
-    else:
-        images = render_pool(msgspec.structs.replace(settings.procedural, images=4), settings.seed + 1).images
-    generator = torch.Generator().manual_seed(settings.seed)
-    pairs = []
-    for image in images:
-        edges = [min(n, VALIDATION_EDGE) // scale * scale for n in image.shape]
-        y, x = ((n - edge) // 2 for n, edge in zip(image.shape, edges, strict=True))
-        truth = torch.from_numpy(to_unit(image[y : y + edges[0], x : x + edges[1]]))[None, None]
-        dose = torch.tensor([settings.validation_dose])
-        noise = torch.tensor([settings.validation_read_noise])
-        raw = expose(torch.nn.functional.avg_pool2d(truth, scale), dose, noise, generator)
-        pairs.append((raw, truth))
-    return pairs
-
-
 def restore(network: nn.Module, raw: Tensor, jitter: torch.Generator | None = None) -> Tensor:
-    """Normalise each image, run the network, undo: (B, 1, Y, X) to (B, 1, sY, sX), in `raw`'s units.
+    """Normalise, run the network, undo: (B, frames, Y, X) to (B, 1, sY, sX), in `raw`'s units.
 
-    With `jitter`, mean and standard deviation are varied, as those of a whole frame differ from a patch's.
+    Mean and standard deviation are those of each example's middle frame. With `jitter` they are varied, as
+    those of a whole frame differ from a patch's.
     """
-    mean = raw.mean(dim=(2, 3), keepdim=True)
-    std = raw.std(dim=(2, 3), keepdim=True).clamp(min=1 / 255)
+    middle = raw[:, raw.shape[1] // 2 : raw.shape[1] // 2 + 1]
+    mean = middle.mean(dim=(2, 3), keepdim=True)
+    std = middle.std(dim=(2, 3), keepdim=True).clamp(min=1 / 255)
     if jitter is not None:
         n = raw.shape[0]
         shift = (2 * torch.rand((n, 1, 1, 1), generator=jitter) - 1) * MEAN_JITTER
@@ -316,57 +381,79 @@ def restore(network: nn.Module, raw: Tensor, jitter: torch.Generator | None = No
     return restored
 
 
+# ------------------------------------------------------------------------------------------------- parts
+
+
+def _generator(seed: int, step: int, rank: int, purpose: int = 0) -> torch.Generator:
+    """A step's own randomness: a resumed run needs nothing but the step's number."""
+    state = np.random.SeedSequence([seed, step, rank, purpose]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+
+
+def _descend(optimiser: torch.optim.Optimizer, loss: Tensor, network: nn.Module, rate: float) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(network.parameters(), CLIP_NORM)
+    optimiser.step()
+
+
+@contextlib.contextmanager
+def _devices() -> Iterator[tuple[torch.device, int]]:
+    """Device and number of this process; joins the others where ``torchrun`` started several."""
+    cuda = torch.cuda.is_available()
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield torch.device("cuda" if cuda else "cpu"), 0
+        return
+    local = int(os.environ["LOCAL_RANK"])
+    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield device, dist.get_rank()
+        dist.barrier()  # the first is still writing the model
+    finally:
+        dist.destroy_process_group()
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is clearly faster than float32: GPUs, and processors with matrix units for it."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
 def _identity(settings: TrainSettings) -> TrainSettings:
     """What must not change in a resumed run: all but the time and the threads it is given."""
     return msgspec.structs.replace(settings, minutes=0.0, threads=0)
-
-
-def _check(settings: TrainSettings) -> None:
-    network = settings.network
-    if network.scale < 2 or not network.widths:
-        raise ConfigError(
-            f"network scale {network.scale}, widths {network.widths}: need scale 2 or more, one level"
-        )
-    multiple = 2 ** (len(network.widths) - 1)
-    if settings.patch % multiple or settings.patch <= 0:
-        raise ConfigError(
-            f"patch = {settings.patch}: must be a multiple of {multiple}, the network's coarsest pixel"
-        )
-    if settings.steps < 1 or settings.batch < 1 or settings.validate_every < 1:
-        raise ConfigError("steps, batch and validate_every must be 1 or more")
-    if not settings.sources and settings.procedural.share <= 0:
-        raise ConfigError("nothing to train on: name [[sources]], or give [procedural] a share")
-    if settings.procedural.share > 0 and not settings.procedural.images:
-        raise ConfigError("procedural.share is set, but procedural.images is 0: set both or none")
-
-
-def _pools(settings: TrainSettings, data: Sequence[Path], cache: Path) -> tuple[list[Pool], list[File]]:
-    pools, used = [], []
-    for source in settings.sources:
-        files = load_files(data, [source.files], exclude=settings.validation)
-        used += files
-        pools.append(Pool(source.name, source.share, [i for f in files for i in f.images]))
-    if settings.procedural.share > 0:
-        pools.append(render_pool(settings.procedural, settings.seed, cache))
-    return pools, used
 
 
 def _start(settings: TrainSettings, device: torch.device) -> State:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         network = SuperResolver(settings.network)
-    trunk = ""
-    if settings.warm_start:
-        trained = artifact.load(settings.warm_start)
-        _take_trunk(network, trained.module)
-        trunk = trained.sha256
+        critic = Adversary() if settings.loss.adversarial else None
+    start = ""
+    if settings.start:
+        trained = artifact.load(settings.start)
+        _take_weights(network, trained.module)
+        start = trained.sha256
     network = _channels_last(network.to(device))
-    optimiser = torch.optim.AdamW(
+    optimiser = _optimiser(settings, network)
+    average = copy.deepcopy(network).requires_grad_(False)
+    state = State(network, average, optimiser, start=start)
+    if critic is not None:
+        state.critic = critic.to(device)
+        state.critic_optimiser = _optimiser(settings, state.critic)
+    return state
+
+
+def _optimiser(settings: TrainSettings, network: nn.Module) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
         network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
-    generator = torch.Generator().manual_seed(settings.seed)
-    average = copy.deepcopy(network).requires_grad_(False)
-    return State(network, average, optimiser, generator, trunk=trunk)
 
 
 def _channels_last(network: SuperResolver) -> SuperResolver:
@@ -374,59 +461,26 @@ def _channels_last(network: SuperResolver) -> SuperResolver:
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def _take_trunk(network: nn.Module, trained: nn.Module) -> None:
-    """Copy every weight but the head's that has the same name and shape."""
+def _take_weights(network: nn.Module, trained: nn.Module) -> None:
+    """Copy every weight that has the same name and shape: all of them for the same scale, else the trunk."""
     own, theirs = network.state_dict(), trained.state_dict()
-    shared = {k: v for k, v in theirs.items() if ".head." not in k and k in own and own[k].shape == v.shape}
-    if not shared:
-        raise ConfigError("warm_start: that model shares no layer with this network, give both the same widths")
+    shared = {k: v for k, v in theirs.items() if k in own and own[k].shape == v.shape}
+    if not any(k.startswith("body.") and v.dim() == 4 for k, v in shared.items()):
+        raise ConfigError("start: that model shares no layer with this network, give both the same widths")
     network.load_state_dict(shared, strict=False)
 
 
-def _done(settings: TrainSettings, state: State) -> float:
-    """How far the run is, 0 to 1, by steps or by the clock."""
-    by_steps = state.step / settings.steps
-    by_clock = state.elapsed_s / (60 * settings.minutes) if settings.minutes else 0.0
-    return min(max(by_steps, by_clock), 1.0)
-
-
-def _step(settings: TrainSettings, state: State, crops: Crops, done: float, device: torch.device) -> float:
-    generator = state.generator
-    truth = crops.batch(settings.batch, generator)
-    raw = crappify(truth, settings.network.scale, settings.crappify, generator).to(device)
-    truth = truth.to(device)
-    rate = settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
-    for group in state.optimiser.param_groups:
-        group["lr"] = rate * min(1.0, (state.step + 1) / max(settings.warmup, 1))
-
-    loss = restoration_loss(restore(state.network, raw, generator), truth, settings.ssim_weight)
-    state.optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(state.network.parameters(), CLIP_NORM)
-    state.optimiser.step()
-    # Early on the mean follows closely; a fixed decay would average the untrained network in.
-    decay = min(settings.ema, (1 + state.step) / (10 + state.step))
-    with torch.no_grad():
-        for mean, now in zip(state.average.parameters(), state.network.parameters(), strict=True):
-            mean.lerp_(now, 1 - decay)
-    return float(loss.detach())
-
-
-def _validate(
-    settings: TrainSettings, state: State, pairs: list[tuple[Tensor, Tensor]], device: torch.device
-) -> Score:
-    """Score the averaged weights, and keep them when they are the best so far."""
-    psnrs, ssims = [], []
-    with torch.inference_mode():
-        for raw, truth in pairs:
-            restored = restore(state.average, raw.to(device)).clamp(0, 1).cpu()
-            psnrs.append(-10 * math.log10(float((restored - truth).square().mean()) + 1e-12))
-            ssims.append(float(ssim(restored, truth)))
-    score = Score(float(np.mean(psnrs)), float(np.mean(ssims)))
-    if state.best is None or score.psnr > state.best.psnr:
-        state.best = score
-        state.best_weights = {k: v.detach().cpu().clone() for k, v in state.average.state_dict().items()}
-    return score
+def _pictures(example: Example, restored: Tensor) -> Row:
+    """The middle of one validation image: low, bicubic, restored, truth."""
+    raw, truth, _ = example.batch
+    raw = raw[:, raw.shape[1] // 2][:, None]
+    bicubic = nn.functional.interpolate(raw, size=truth.shape[-2:], mode="bicubic")
+    scale = truth.shape[-1] // raw.shape[-1]
+    edge = min(SHEET_EDGE, *truth.shape[-2:]) // scale * scale
+    y, x = ((n - edge) // 2 // scale * scale for n in truth.shape[-2:])
+    low = raw[0, 0, y // scale : (y + edge) // scale, x // scale : (x + edge) // scale]
+    large = [image[0, 0, y : y + edge, x : x + edge].numpy() for image in (bicubic, restored, truth)]
+    return Row(example.name, [low.numpy(), *large])
 
 
 def _record(
@@ -442,15 +496,18 @@ def _record(
         kmac_per_output_pixel=round(count_kmac(settings.network), 3),
         widths=settings.network.widths,
         pixel_size_um=settings.pixel_size_um,
-        attribution=[s.attribution for s in settings.sources if s.attribution],
+        attribution=[
+            *(s.attribution for s in settings.sources if s.attribution),
+            *(s.attribution for s in settings.pairs if s.attribution),
+        ],
         licence=settings.licence,
         training={
-            "settings": msgspec.to_builtins(settings),
+            "settings": msgspec.to_builtins(msgspec.structs.replace(settings, crappify=settings.crappifier)),
             "steps": content["step"],
             "minutes": round(content["elapsed_s"] / 60, 1),
             "seed": settings.seed,
-            "warm_start_sha256": content["trunk"],
-            "commit": _commit(),
+            "start_sha256": content["start"],
+            "commit": commit(),
             "torch": str(torch.__version__),
             "data": [{"file": f.name, "sha256": f.sha256, "images": len(f.images)} for f in used],
             "validation": {"psnr": round(score.psnr, 3), "ssim": round(score.ssim, 4)},
@@ -473,21 +530,6 @@ def _entry(settings: TrainSettings, record: artifact.ModelRecord, score: Score, 
     )
 
 
-def _commit() -> str:
-    """The commit of the source tree, with -dirty when it was changed; empty where it is no git checkout."""
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except OSError:
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
 def _read_checkpoint(path: Path) -> dict[str, Any]:
     refusal = f"{path} is not a readable checkpoint: start a new run in another folder"
     if not zipfile.is_zipfile(path):  # torch would try older formats and fail in a dozen ways
@@ -496,7 +538,7 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
         content: object = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError) as e:
         raise InputError(refusal) from e
-    if not isinstance(content, dict) or not {"settings", "network", "best_weights"} <= content.keys():
+    if not isinstance(content, dict) or not {"settings", "network", "best_weights", "start"} <= content.keys():
         raise InputError(refusal)
     return content
 

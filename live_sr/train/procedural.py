@@ -14,12 +14,13 @@ from rich.progress import track
 from live_sr.config import Settings
 from live_sr.frame import Pixels
 from live_sr.sim.specimen import Neuropil
+from live_sr.sim.variety import random_image
 from live_sr.train.files import Plane, read_images
 from live_sr.train.pools import Pool
 
 
 class Procedural(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Renderings of :class:`live_sr.sim.specimen.Neuropil`, drawn once before training starts.
+    """Renderings of specimens that do not exist, drawn once before training starts.
 
     Attributes
     ----------
@@ -27,15 +28,19 @@ class Procedural(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True
     size : int
         Edge of each image in pixels.
     pixel_size_um : (float, float)
-        Pixel size of the truth, drawn log-uniformly.
+        Pixel size of the truth, drawn log-uniformly; of neuropil only.
     share : float
         Relative share of the training crops.
+    variety : float
+        Fraction of the images from :func:`live_sr.sim.variety.random_image`; the others are
+        :class:`live_sr.sim.specimen.Neuropil`.
     """
 
     images: int = 0
     size: int = 640
     pixel_size_um: tuple[float, float] = (0.003, 0.012)
     share: float = 0.0
+    variety: float = 0.0
 
 
 def render_pool(settings: Procedural, seed: int, cache: Path | None = None) -> Pool:
@@ -59,7 +64,11 @@ def render_pool(settings: Procedural, seed: int, cache: Path | None = None) -> P
 
 
 def render_one(settings: Procedural, seed: tuple[int, int]) -> Pixels:
-    """(size, size) uint16: a random tissue at a random place, depth and pixel size."""
+    """(size, size) uint16: a random specimen, or a random tissue at a random place, depth and pixel size."""
+    # a generator of its own, so that the tissues that stay are the same whatever the variety
+    lots = np.random.default_rng((*seed, 1))
+    if lots.random() < settings.variety:
+        return np.rint(random_image(lots, (settings.size, settings.size)) * 65535).astype(np.uint16)
     rng = np.random.default_rng(seed)
     tissue = Neuropil.random(rng)
     y, x, z = rng.uniform(-500, 500, 3)  # micrometres: anywhere in an endless tissue

@@ -14,16 +14,9 @@ from numpy.typing import NDArray
 
 from live_sr.errors import ConfigError, InputError
 from live_sr.train.content import FLOOR, content_map
-from live_sr.train.dataset import (
-    Augment,
-    Crops,
-    Pool,
-    Shelf,
-    Source,
-    load_pools,
-    to_unit,
-)
-from live_sr.train.files import Place
+from live_sr.train.dataset import Augment, Crops
+from live_sr.train.files import Place, Shelf, to_unit
+from live_sr.train.pools import Pool, Source, load_pools
 
 AS_IT_IS = Augment(zoom_share=0.0, window_share=0.0, invert_share=0.0)
 

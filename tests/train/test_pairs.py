@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from live_sr.errors import ConfigError, InputError
-from live_sr.train.dataset import Augment, Shelf
+from live_sr.train.dataset import Augment
+from live_sr.train.files import Shelf
 from live_sr.train.pairs import PairCrops, PairSource, load_pairs, register, split_pairs
 from live_sr.train.split import Split
 

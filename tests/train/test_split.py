@@ -10,8 +10,8 @@ import pytest
 import tifffile
 
 from live_sr.errors import ConfigError, InputError
-from live_sr.train.dataset import Pool, Shelf, Source, load_pools
-from live_sr.train.files import Place
+from live_sr.train.files import Place, Shelf
+from live_sr.train.pools import Pool, Source, load_pools
 from live_sr.train.split import Split, split_pools
 
 
