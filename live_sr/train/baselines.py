@@ -1,7 +1,8 @@
 """The classical ways to enlarge a noisy frame, against which a model has to show its worth. Loads no model.
 
 Every baseline takes one raw frame, (Y, X) uint8 or uint16, and returns (scale * Y, scale * X) of the same type.
-None is told the dose: what a method needs to know of the noise it estimates from the frame, as a user would have to.
+None is told the dose: what a method needs to know of the noise it estimates from the frame, as a user would
+have to.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ LEVEL_PX = 2.0  # sigma: wide enough not to follow a pixel's own noise
 EVEN_SHARE = 0.5  # of the pixels of a bin, those with the least slope: edges are not noise
 FLAT = 0.05  # of a grey level: a frame with less noise is not changed by a denoiser
 
-# The settings below did best, of three or four each, on tissue at 10, 40 and 160 electrons: the contest is fair.
+# Of three or four settings each, these did best on tissue at 10, 40 and 160 electrons: the contest is fair.
 PSF_SIGMA_PX = 0.7  # raw pixels: somewhat wider than the area of a pixel, whose sigma is 0.29
 PSF_REACH = 3  # pixels: more than four sigma
 MOST_ITERATIONS = 50  # of Richardson-Lucy; skimage's default, seldom reached at low dose
@@ -61,7 +62,7 @@ def bicubic(raw: Pixels, scale: int) -> Pixels:
 
 
 def lanczos(raw: Pixels, scale: int) -> Pixels:
-    """Lanczos interpolation with three lobes, as in Pillow, on half-pixel centres, clipped to the type's range."""
+    """Lanczos interpolation with three lobes, as in Pillow, clipped to the type's range."""
     y, x = raw.shape
     large = Image.fromarray(raw.astype(np.float32)).resize((x * scale, y * scale), Image.Resampling.LANCZOS)
     return _as(np.asarray(large), raw)
@@ -70,10 +71,10 @@ def lanczos(raw: Pixels, scale: int) -> Pixels:
 def deconvolved(raw: Pixels, scale: int) -> Pixels:
     """Richardson-Lucy deconvolution of the raw frame, then bicubic.
 
-    The point spread function is a Gaussian of sigma 0.7 raw pixels. Iteration stops when what is left differs from
-    the frame by no more than the noise estimated from the frame (the discrepancy principle, Morozov 1966), because
-    further iterations only sharpen the noise. Richardson, J. Opt. Soc. Am. 62, 55 (1972); Lucy, Astron. J. 79, 745
-    (1974).
+    The point spread function is a Gaussian of sigma 0.7 raw pixels. Iteration stops when what is left differs
+    from the frame by no more than the noise estimated from the frame (the discrepancy principle, Morozov 1966),
+    because further iterations only sharpen the noise. Richardson, J. Opt. Soc. Am. 62, 55 (1972); Lucy, Astron.
+    J. 79, 745 (1974).
     """
     noise = estimate_noise(raw)
     full = np.iinfo(raw.dtype).max
@@ -86,7 +87,9 @@ def deconvolved(raw: Pixels, scale: int) -> Pixels:
     inner = (slice(2 * PSF_REACH, -2 * PSF_REACH),) * 2
     sharp = padded
     for iterations in ITERATIONS:
-        sharp = richardson_lucy(padded, psf, num_iter=iterations, clip=False, filter_epsilon=1e-6)
+        sharp = richardson_lucy(  # type: ignore[no-untyped-call]
+            padded, psf, num_iter=iterations, clip=False, filter_epsilon=1e-6
+        )
         seen = convolve(sharp, psf, mode="same")
         if float(np.sqrt(np.mean((seen[inner] - frame) ** 2))) <= tolerated:
             break
@@ -96,8 +99,8 @@ def deconvolved(raw: Pixels, scale: int) -> Pixels:
 def non_local_means(raw: Pixels, scale: int) -> Pixels:
     """Non-local means on the variance-stabilised raw frame, then bicubic.
 
-    Patches of 3 x 3 pixels, compared within 7 pixels; strength 0.5 sigma. Buades et al., Multiscale Model. Simul.
-    4, 490 (2005), in scikit-image's fast version (Darbon et al. 2008).
+    Patches of 3 x 3 pixels, compared within 7 pixels; strength 0.5 sigma. Buades et al., Multiscale Model.
+    Simul. 4, 490 (2005), in scikit-image's fast version (Darbon et al. 2008).
     """
 
     def denoise(image: Array, sigma: float) -> Array:
@@ -118,9 +121,9 @@ def non_local_means(raw: Pixels, scale: int) -> Pixels:
 def bm3d(raw: Pixels, scale: int) -> Pixels:
     """BM3D on the variance-stabilised raw frame, then bicubic.
 
-    Dabov et al., IEEE Trans. Image Process. 16, 2080 (2007), in the version of Mäkinen et al., IEEE Trans. Image
-    Process. 29, 8339 (2020). Its authors' package ``bm3d`` is for non-commercial use only, so that it is not
-    installed with live-sr.
+    Dabov et al., IEEE Trans. Image Process. 16, 2080 (2007), in the version of Mäkinen et al., IEEE Trans.
+    Image Process. 29, 8339 (2020). Its authors' package ``bm3d`` is for non-commercial use only, so that it is
+    not installed with live-sr.
 
     Raises
     ------
@@ -178,7 +181,8 @@ class Noise:
     def stabilise(self, image: Array) -> Array:
         """Grey levels to units in which the noise is 1 everywhere.
 
-        The generalised Anscombe transform: Starck, Murtagh & Bijaoui, Image Processing and Data Analysis (1998).
+        The generalised Anscombe transform: Starck, Murtagh & Bijaoui, Image Processing and Data Analysis
+        (1998).
         """
         if self.gain <= 0:
             return image / self.sigma(0)
@@ -204,10 +208,11 @@ class Noise:
 def estimate_noise(raw: Pixels) -> Noise:
     """How the noise of a frame depends on its grey level, from the frame alone.
 
-    A second difference along both axes holds noise and little structure (Immerkær, Comput. Vis. Image Underst. 64,
-    300 (1996)). Pixels are sorted by their local mean into bins of equal counts; in each, those where the smoothed
-    frame is least steep give sigma, by the median absolute deviation (Donoho & Johnstone, Biometrika 81, 425
-    (1994)), and a line is fitted through the variances. Structure as fine as a pixel still counts as noise.
+    A second difference along both axes holds noise and little structure (Immerkær, Comput. Vis. Image Underst.
+    64, 300 (1996)). Pixels are sorted by their local mean into bins of equal counts; in each, those where the
+    smoothed frame is least steep give sigma, by the median absolute deviation (Donoho & Johnstone, Biometrika
+    81, 425 (1994)), and a line is fitted through the variances. Structure as fine as a pixel still counts as
+    noise.
 
     Parameters
     ----------
@@ -236,7 +241,8 @@ def estimate_noise(raw: Pixels) -> Noise:
     used = [(a, v) for a, v in zip(levels, variances, strict=True) if v > 0]  # saturated bins have no noise
     if len(used) < NOISE_BINS // 2 or used[-1][0] - used[0][0] < 1:
         return flat
-    gain, at_zero = (float(c) for c in np.polyfit(*np.array(used).T, 1))
+    at, variance = np.array(used, np.float64).T
+    gain, at_zero = (float(c) for c in np.polyfit(at, variance, 1))
     return Noise(gain, at_zero) if gain > 0 else flat
 
 
@@ -263,5 +269,5 @@ def _bicubic(image: NDArray[np.float32], scale: int) -> NDArray[np.float32]:
 
 def _as(image: NDArray[np.float32], raw: Pixels) -> Pixels:
     """Rounded and clipped to the type of `raw`."""
-    pixels: Pixels = np.clip(np.rint(image), 0, np.iinfo(raw.dtype).max).astype(raw.dtype)
-    return pixels
+    grey = np.clip(np.rint(image), 0, np.iinfo(raw.dtype).max)
+    return grey.astype(np.uint8) if raw.dtype.itemsize == 1 else grey.astype(np.uint16)

@@ -1,8 +1,8 @@
 """Measures how far an image is from its truth, and how fine it resolves. Knows no file, model or baseline.
 
-Three families that must not be confused: the plain measures (``psnr``, ``ssim``, ``ms_ssim``), the same after the
-affine fit with which PSSR reports its numbers (of :func:`fit_pssr`'s two images), and resolution by Fourier ring
-correlation, which compares no grey levels at all.
+Three families that must not be confused: the plain measures (``psnr``, ``ssim``, ``ms_ssim``), the same after
+the affine fit with which PSSR reports its numbers (of :func:`fit_pssr`'s two images), and resolution by Fourier
+ring correlation, which compares no grey levels at all.
 """
 
 from __future__ import annotations
@@ -82,9 +82,9 @@ def ms_ssim(image: Array, truth: Array) -> float | None:
 def fit_pssr(image: Array, truth: Array) -> tuple[Float, Float]:
     """Bring an image and its truth to the grey levels on which PSSR measures.
 
-    The truth is stretched so that its percentiles 0.1 and 99.9 become 0 and 1; both lose their mean; the image is
-    multiplied by the factor of least squared error. Measures of the two say nothing about brightness and contrast,
-    and a low-contrast truth is stretched: they are **not** comparable with plain ones. As in PSSR's
+    The truth is stretched so that its percentiles 0.1 and 99.9 become 0 and 1; both lose their mean; the image
+    is multiplied by the factor of least squared error. Measures of the two say nothing about brightness and
+    contrast, and a low-contrast truth is stretched: they are **not** comparable with plain ones. As in PSSR's
     ``metric_gen.py`` (Fang et al., Nat. Methods 18, 406 (2021)), which took it from CSBDeep.
 
     Parameters
@@ -109,8 +109,8 @@ def fit_pssr(image: Array, truth: Array) -> tuple[Float, Float]:
 class IntensityError:
     """Error against the grey level of the truth, in 16 equal bins from 0 to 1.
 
-    Against a truth that is itself noisy, the bias of *any* denoiser falls from positive in the dark to negative in
-    the bright: a pixel is in the brightest bin partly because its noise was positive.
+    Against a truth that is itself noisy, the bias of *any* denoiser falls from positive in the dark to negative
+    in the bright: a pixel is in the brightest bin partly because its noise was positive.
 
     Attributes
     ----------
@@ -133,8 +133,8 @@ def error_by_intensity(image: Array, truth: Array, bins: int = INTENSITY_BINS) -
     error = (image.astype(np.float64) - truth).ravel()
     return _intensity_error(
         np.bincount(place, minlength=bins),
-        np.bincount(place, error, minlength=bins),
-        np.bincount(place, error**2, minlength=bins),
+        np.bincount(place, error, minlength=bins).astype(np.float64),
+        np.bincount(place, error**2, minlength=bins).astype(np.float64),
     )
 
 
@@ -179,8 +179,8 @@ class RingCorrelation:
         Returns
         -------
         float or None
-            2.0, the finest period that pixels can hold, when it never falls below; None when it is below from the
-            first ring on, so that nothing is resolved.
+            2.0, the finest period that pixels can hold, when it never falls below; None when it is below from
+            the first ring on, so that nothing is resolved.
         """
         curve = uniform_filter1d(self.correlation, SMOOTHED_RINGS, mode="nearest")
         below = np.flatnonzero(curve < threshold)
@@ -199,12 +199,12 @@ def frc_two(a: Array, b: Array) -> RingCorrelation:
 
     Of two frames with independent noise it tells at which spatial frequency the noise takes over; read it with
     :data:`TWO_IMAGE_THRESHOLD`. Of an image and its truth it tells how fine the image is *right*; read it with
-    :data:`TRUTH_THRESHOLD`. Saxton & Baumeister, J. Microsc. 127, 127 (1982); Nieuwenhuizen et al., Nat. Methods
-    10, 557 (2013); Banterle et al., J. Struct. Biol. 183, 363 (2013).
+    :data:`TRUTH_THRESHOLD`. Saxton & Baumeister, J. Microsc. 127, 127 (1982); Nieuwenhuizen et al., Nat.
+    Methods 10, 557 (2013); Banterle et al., J. Struct. Biol. 183, 363 (2013).
 
-    Two restored frames agree on whatever the method adds to both: replicas of the spectrum above the raw frame's
-    Nyquist frequency (nearest neighbour), or invented detail. There the two-image curve is optimistic, and only the
-    comparison with a truth shows it.
+    Two restored frames agree on whatever the method adds to both: replicas of the spectrum above the raw
+    frame's Nyquist frequency (nearest neighbour), or invented detail. There the two-image curve is optimistic,
+    and only the comparison with a truth shows it.
 
     Parameters
     ----------
@@ -251,19 +251,19 @@ def resolution_one_px(image: Array) -> float | None:
     """Resolution of a single image by Fourier ring correlation, as a period in pixels.
 
     :func:`frc_one` at 1/7, with the published correction that makes it agree with the two-image measure on
-    microscope images: neighbouring pixels are a pixel apart, so the quarter-images correlate less the higher the
-    frequency, and they have half the frequency range. Form and constants: Koho et al., Nat. Commun. 10, 3103
-    (2019), and the authors' code, github.com/sakoho81/miplib.
+    microscope images: neighbouring pixels are a pixel apart, so the quarter-images correlate less the higher
+    the frequency, and they have half the frequency range. Form and constants: Koho et al., Nat. Commun. 10,
+    3103 (2019), and the authors' code, github.com/sakoho81/miplib.
 
     Limits
     ------
-    * The noise of neighbouring pixels must be independent. Noise that a restoration, an interpolation, a denoiser
-      or a detector has spread over several pixels counts as signal: for **restored images the result is too
+    * The noise of neighbouring pixels must be independent. Noise that a restoration, an interpolation or a
+      detector has spread over several pixels counts as signal: for **restored images the result is too
       optimistic**, often the finest period there is. Use two frames there (:func:`frc_two`).
     * The image must be sampled finely: below about five pixels a period the quarter-images alias. Against the
       two-image measure, on smooth spectra, it is within 10 % at five pixels and more, and within 40 % below.
-    * The correction was calibrated on spectra that fall off smoothly. One that ends abruptly comes out 10 to 30 %
-      too fine.
+    * The correction was calibrated on spectra that fall off smoothly. One that ends abruptly comes out 10 to
+      30 % too fine.
 
     Returns
     -------
@@ -280,8 +280,8 @@ def resolution_one_px(image: Array) -> float | None:
 
 def _windowed(image: Array) -> NDArray[np.float64]:
     y, x = (hann(n, sym=False) for n in image.shape)
-    centred: NDArray[np.float64] = image - np.mean(image, dtype=np.float64)
-    return centred * y[:, None] * x
+    windowed: NDArray[np.float64] = (image - np.mean(image, dtype=np.float64)) * y[:, None] * x
+    return windowed
 
 
 def _correlate(a: NDArray[np.float64], b: NDArray[np.float64]) -> RingCorrelation:
@@ -292,12 +292,10 @@ def _correlate(a: NDArray[np.float64], b: NDArray[np.float64]) -> RingCorrelatio
     fa, fb = scipy.fft.fft2(a), scipy.fft.fft2(b)
 
     def total(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        summed: NDArray[np.float64] = np.bincount(ring, values.ravel(), minlength=rings)[
-            1:rings
-        ]  # without the mean
-        return summed
+        summed = np.bincount(ring, values.ravel(), minlength=rings).astype(np.float64)
+        return summed[1:rings]  # without the mean, and without the corners beyond 0.5
 
     cross = total((fa * fb.conj()).real)
-    power = np.sqrt(total(np.abs(fa) ** 2) * total(np.abs(fb) ** 2))
+    power = np.asarray(np.sqrt(total(np.abs(fa) ** 2) * total(np.abs(fb) ** 2)), np.float64)
     correlation = np.divide(cross, power, out=np.zeros_like(cross), where=power > 0)
     return RingCorrelation(np.arange(1, rings) / edge, correlation)
