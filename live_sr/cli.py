@@ -287,7 +287,7 @@ def evaluate(
         )
     console = Console()
     for row in [*result.rows, *(result.means if len(result.rows) > len(result.means) else [])]:
-        table = Table(title=f"\n{title(row)}", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        table = Table(title=f"\n{title(row)}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for heading in HEADINGS:
             table.add_column(heading.replace(" ", "\n"), justify="left" if heading == "method" else "right")
         for texts in cells(row):

@@ -62,14 +62,14 @@ class Quality:
     ssim : float
         Structural similarity, data range 1, uniform 7 x 7 window.
     ms_ssim : float or None
-        The same on five scales, Gaussian window 11 x 11; None where an edge is shorter than 161 pixels.
+        The same on five scales, Gaussian window 11 x 11; None where an edge is shorter than 176 pixels.
     psnr_pssr, ssim_pssr, ms_ssim_pssr : float or None
         The three after PSSR's affine fit of grey levels (:func:`live_sr.train.metrics.fit_pssr`). To be
         compared with numbers published that way, and with no others.
     frc_px, frc_nm : float or None
-        Resolution, as a period, by Fourier ring correlation of two restorations of independently noisy frames of
-        the same place, at 1/7; never below two raw pixels. Beyond, replicas of the spectrum and whatever else a
-        method adds to both frames agree, without having been seen.
+        Resolution, as a period, by Fourier ring correlation of two restorations of independently noisy frames
+        of the same place, at 1/7; never below two raw pixels. Beyond, replicas of the spectrum and whatever
+        else a method adds to both frames agree, without having been seen.
     frc_truth_px, frc_truth_nm : float or None
         The same by correlation of one restoration with the truth, at the square root of 1/7: how fine it is
         right. A noisy truth makes it coarser than it is.
