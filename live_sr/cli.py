@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, ParamSpec
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from typer.core import TyperGroup
 
@@ -262,38 +262,63 @@ def train(
 def evaluate(
     hr: Annotated[list[Path], typer.Option(help="High-resolution image or stack; may be repeated.")],
     model: Annotated[str, typer.Option(help="Model name or file.")] = "em-x4",
-    dose: Annotated[float, typer.Option(help="Electrons per raw pixel at full scale.")] = 40.0,
+    dose: Annotated[
+        list[float] | None,
+        typer.Option(help="Electrons per raw pixel at full scale; may be repeated; 40 by default."),
+    ] = None,
     read_noise: Annotated[float, typer.Option(help="Standard deviation, of full scale.")] = 4 / 255,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    baselines: Annotated[
+        list[str] | None,
+        typer.Option(help="Name of one, or all; may be repeated; nearest, bilinear and bicubic by default."),
+    ] = None,
+    planes: Annotated[int | None, typer.Option(help="Of each stack, use this many, evenly spread.")] = None,
+    pixel_size_nm: Annotated[
+        float | None, typer.Option(help="Of the high-resolution images that do not say, nanometres.")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers to this file.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write a page with pictures and curves to this file.")
+    ] = None,
 ) -> None:
-    """Compare a model with interpolation on degraded high-resolution images."""
+    """Compare a model with classical methods on degraded high-resolution images."""
+    from rich.box import SIMPLE_HEAD
+
     from live_sr.model.engine import load_engine
+    from live_sr.train.baselines import available_baselines
+    from live_sr.train.evaluate import DOSE, QUICK
     from live_sr.train.evaluate import evaluate as run_evaluate
+    from live_sr.train.report import HEADINGS, cells, title, write_report
 
     engine = load_engine(model)
-    quiet = not sys.stderr.isatty()
-    result = run_evaluate(
-        engine,
-        hr,
-        dose=dose,
-        read_noise=read_noise,
-        seed=seed,
-        progress=lambda files: track(files, "evaluating", console=Console(stderr=True), disable=quiet),
+    wanted = tuple(baselines or QUICK)
+    with _bar("evaluating") as progress:
+        result = run_evaluate(
+            engine,
+            hr,
+            doses=dose or (DOSE,),
+            read_noise=read_noise,
+            seed=seed,
+            baselines=available_baselines() if "all" in wanted else wanted,
+            planes=planes,
+            pixel_size_nm=pixel_size_nm,
+            progress=progress,
+        )
+    console = Console()
+    for row in [*result.rows, *(result.means if len(result.rows) > len(result.means) else [])]:
+        table = Table(title=f"\n{title(row)}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for heading in HEADINGS:
+            table.add_column(heading.replace(" ", "\n"), justify="left" if heading == "method" else "right")
+        for texts in cells(row):
+            table.add_row(*texts)
+        console.print(table)
+    print(
+        f"{result.model} ({result.model_sha256[:12]}), read noise {read_noise:.4f} of full scale, seed {seed}"
     )
-    table = Table(
-        title=f"{result.model}: PSNR dB / SSIM at {dose:g} e- per raw pixel, read noise {read_noise:.4f}"
-    )
-    table.add_column("file", overflow="fold")
-    table.add_column("images", justify="right")
-    for method in result.mean.methods:
-        table.add_column(method, justify="right", no_wrap=True)
-    for row in [*result.rows, result.mean]:
-        cells = (f"{q.psnr:.2f} / {q.ssim:.3f}" for q in row.methods.values())
-        table.add_row(row.name, str(row.images), *cells)
-    Console().print(table)
     if json_file is not None:
-        json_file.write_text(json.dumps(result.as_dict(), indent=2) + "\n")
+        json_file.write_text(json.dumps(result.as_dict(), indent=1) + "\n")
+    if report is not None:
+        write_report(result, report)
 
 
 class _AppliesByDefault(TyperGroup):

@@ -253,7 +253,8 @@ def _compare(
     settings: DemoSettings,
 ) -> _Compared:
     """PSNR and SSIM of each method against the noise-free truth; 1.0 is a white pixel, as the scope says."""
-    from live_sr.train.evaluate import bicubic, nearest, psnr, ssim
+    from live_sr.train.baselines import bicubic, nearest
+    from live_sr.train.metrics import psnr, ssim
     from live_sr.upscaler import bilinear
 
     scope = microscope.scope

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -77,3 +78,21 @@ def test_enhance_writes_a_file_of_the_right_size(tmp_path: Path) -> None:
     out = tifffile.imread(tmp_path / "out.ome.tif")
     assert (out.shape, out.dtype) == ((3, 80, 102), np.uint16)
     assert abs(float(out.mean()) - 1000) < 5
+
+
+def test_evaluate_prints_every_method_and_writes_numbers_and_page(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    tifffile.imwrite(tmp_path / "hr.tif", rng.integers(0, 255, (96, 128)).astype(np.uint8))
+    out = ("--json", tmp_path / "numbers.json", "--report", tmp_path / "page.html")
+    doses = ("--dose", 20, "--dose", 80)
+    done = live_sr(
+        "evaluate", "--model", "em-x2", "--hr", tmp_path / "hr.tif", *doses, "--baselines", "lanczos", *out
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("lanczos") == done.stdout.count("live-sr") == 2
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert [row["dose"] for row in numbers["means"]] == [20, 80]
+    assert f"{numbers['rows'][1]['methods']['live-sr']['psnr']:.2f}" in done.stdout
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "×2" in page
+    assert page.endswith("</html>\n")

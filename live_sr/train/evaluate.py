@@ -1,87 +1,211 @@
-"""Says what a model is worth: PSNR and SSIM against a known truth, beside the classical interpolations.
+"""Says what a model is worth: degrades good images, restores them, and measures against the known truth.
 
-Every number in a model card comes from here. Degrades good images to the frames a camera would have delivered,
-and runs any :class:`live_sr.upscaler.Upscaler` on them. Trains nothing, loads no model.
+Every number in a model card comes from here. Runs any :class:`live_sr.upscaler.Upscaler` beside the classical
+baselines, at several doses. Trains nothing, loads no model, draws nothing (see :mod:`live_sr.train.report`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+import heapq
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+import tifffile
 
 from live_sr.errors import InputError
 from live_sr.frame import Pixels
 from live_sr.sim.specimen import Neuropil
+from live_sr.train.baselines import BASELINES, available_baselines, bicubic
 from live_sr.train.files import Float, read_images, to_unit
-from live_sr.upscaler import Upscaler, bilinear
+from live_sr.train.metrics import (
+    NYQUIST_PX,
+    TRUTH_THRESHOLD,
+    TWO_IMAGE_THRESHOLD,
+    IntensityError,
+    RingCorrelation,
+    error_by_intensity,
+    fit_pssr,
+    frc_two,
+    ms_ssim,
+    pooled,
+    psnr,
+    resolution_one_px,
+    ssim,
+)
+from live_sr.upscaler import Upscaler
 
 DOSE = 40.0  # electrons per raw pixel at full scale: low, but the tissue is still recognised by eye
 READ_NOISE = 4 / 255  # of full scale: four grey levels of an 8-bit detector
-SSIM_WINDOW = 7  # pixels, scikit-image's default
 EDGE = 512  # pixels of a procedural truth: some thirty neurites
 EVALUATION_SEED = 20_000  # apart from the seeds of training runs, which are small numbers
+MODEL = "live-sr"  # what the model is called among the methods
+QUICK = ("nearest", "bilinear", "bicubic")
+LEAST_TRUTH = 32  # pixels: what one-image Fourier ring correlation needs
+RINGS = np.linspace(0, 0.5, 129)[1:]  # cycles per pixel: where curves of images of all sizes are averaged
+TILE = 128  # pixels of truth: large enough for a structure, small enough to see its pixels
+WORST = 6  # tiles per dose
+
+Advance = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """How close an image is to its truth.
+    """How close an image, or the mean of several, is to its truth.
 
     Attributes
     ----------
     psnr : float
         Peak signal-to-noise ratio, dB, data range 1.
     ssim : float
-        Structural similarity, data range 1, uniform 7 x 7 window (Wang et al. 2004, as in scikit-image).
+        Structural similarity, data range 1, uniform 7 x 7 window.
+    ms_ssim : float or None
+        The same on five scales, Gaussian window 11 x 11; None where an edge is shorter than 176 pixels.
+    psnr_pssr, ssim_pssr, ms_ssim_pssr : float or None
+        The three after PSSR's affine fit of grey levels (:func:`live_sr.train.metrics.fit_pssr`). To be
+        compared with numbers published that way, and with no others.
+    frc_px, frc_nm : float or None
+        Resolution, as a period, by Fourier ring correlation of two restorations of independently noisy frames
+        of the same place, at 1/7; never below two raw pixels. Beyond, replicas of the spectrum and whatever
+        else a method adds to both frames agree, without having been seen.
+    frc_truth_px, frc_truth_nm : float or None
+        The same by correlation of one restoration with the truth, at the square root of 1/7: how fine it is
+        right. A noisy truth makes it coarser than it is.
+    intensity : IntensityError
+        Bias and RMSE against the grey level of the truth.
+    frc, frc_truth : tuple of float
+        The curves, at the frequencies of :data:`RINGS`.
     """
 
     psnr: float
     ssim: float
+    ms_ssim: float | None
+    psnr_pssr: float
+    ssim_pssr: float
+    ms_ssim_pssr: float | None
+    frc_px: float | None
+    frc_nm: float | None
+    frc_truth_px: float | None
+    frc_truth_nm: float | None
+    intensity: IntensityError = field(repr=False)
+    frc: tuple[float, ...] = field(repr=False)
+    frc_truth: tuple[float, ...] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Results by method, each the mean over `images` images."""
+    """Results by method at one dose, each the mean over `images` images.
+
+    Attributes
+    ----------
+    name : str
+        Of the file or tissue; ``mean`` over all of them.
+    dose : float
+        Electrons per raw pixel at full scale.
+    pixel_size_nm : float or None
+        Of the truth, where it is known and the same for all images.
+    truth_frc_px : float or None
+        Resolution of the truth itself, in its pixels, by one-image Fourier ring correlation; see the limits of
+        :func:`live_sr.train.metrics.resolution_one_px`.
+    feature_ratio : float or None
+        `truth_frc_px` in raw pixels. Below 2, the truth shows periods that the raw frame cannot hold at any
+        dose: nothing restores them, and what looks like them is invented or averaged away.
+    """
 
     name: str
+    dose: float
     images: int
+    pixel_size_nm: float | None
+    truth_frc_px: float | None
+    feature_ratio: float | None
     methods: dict[str, Quality]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tile:
+    """A piece of one image, with what each method made of it.
+
+    Attributes
+    ----------
+    name : str
+        Of the file or tissue.
+    plane : int
+    dose : float
+    y, x : int
+        First row and column, in pixels of the truth.
+    gain_db : float
+        PSNR of the model minus that of bicubic, within the tile; negative where the model is worse.
+    pictures : dict
+        (Y, X) float32 in [0, 1] by method, and ``raw`` and ``truth``.
+    """
+
+    name: str
+    plane: int
+    dose: float
+    y: int
+    x: int
+    gain_db: float
+    pictures: dict[str, Float] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One row per file, the mean over all their images, and what was simulated."""
+    """Rows per file and dose, one mean per dose, some tiles to look at, and what was simulated.
+
+    Attributes
+    ----------
+    rows : list of Row
+        By dose, then by file.
+    means : list of Row
+        One per dose, over all images.
+    examples : list of Tile
+        The centre of the first image of each row: not chosen by result.
+    worst : list of Tile
+        Per dose, the tiles where the model gains least over bicubic, worst first.
+    """
 
     model: str
     model_sha256: str
     scale: int
-    dose: float
+    doses: tuple[float, ...]
     read_noise: float
     seed: int
     rows: list[Row]
-    mean: Row
+    means: list[Row]
+    examples: list[Tile] = field(compare=False, repr=False)
+    worst: list[Tile] = field(compare=False, repr=False)
+
+    @property
+    def mean(self) -> Row:
+        """Over all images, at the first dose."""
+        return self.means[0]
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
-        return asdict(self)
+        """As JSON can hold it; without pictures."""
+
+        def listed(tiles: list[Tile]) -> list[dict[str, Any]]:
+            return [{k: getattr(t, k) for k in ("name", "plane", "dose", "y", "x", "gain_db")} for t in tiles]
+
+        tiles = {"examples": listed(self.examples), "worst": listed(self.worst)}
+        numbers = asdict(replace(self, examples=[], worst=[]))
+        return {**numbers, **tiles, "frc_frequency": RINGS.tolist()}
 
 
 def evaluate(
     upscaler: Upscaler,
     files: Sequence[Path],
     *,
-    dose: float = DOSE,
+    doses: Sequence[float] = (DOSE,),
     read_noise: float = READ_NOISE,
     seed: int = 0,
-    progress: Callable[[Iterable[Path]], Iterable[Path]] = iter,
+    baselines: Sequence[str] = QUICK,
+    planes: int | None = None,
+    pixel_size_nm: float | None = None,
+    progress: Advance | None = None,
 ) -> Evaluation:
-    """Degrade good images, restore them with `upscaler` and by interpolation, and compare with the truth.
+    """Degrade good images, restore them with `upscaler` and the baselines, and compare with the truth.
 
     Parameters
     ----------
@@ -89,28 +213,45 @@ def evaluate(
         ``info`` names the scale.
     files : sequence of Path
         TIFF, OME-TIFF or PNG, uint8 or uint16; every plane of a stack counts as one image.
-    dose : float
+    doses : sequence of float
         Electrons per raw pixel at full scale.
     read_noise : float
         Standard deviation, as a fraction of full scale.
     seed : int
-        Of the noise: the same seed gives the same numbers.
+        Of the noise: the same seed gives the same numbers. The noise of a plane depends on nothing but the
+        seed, the position of its file in `files`, the plane and the dose.
+    baselines : sequence of str
+        Names of :data:`live_sr.train.baselines.BASELINES`.
+    planes : int, optional
+        Of each file, use this many, evenly spread; all by default.
+    pixel_size_nm : float, optional
+        Of the truth, for files whose OME metadata do not say.
     progress : callable, optional
-        Wraps the files while they are worked through, for example ``rich.progress.track``.
+        Called as ``progress(done, total)`` after each image at each dose.
 
     Returns
     -------
     Evaluation
-        With the methods ``nearest``, ``bilinear``, ``bicubic`` and ``live-sr``.
+        With the methods asked for and ``live-sr``.
 
     Raises
     ------
     InputError
-        When there is no file, or one cannot be read or is too small to compare.
+        When there is no file, one cannot be read or is too small to compare, a baseline is not known or not
+        installed, or a dose is not positive.
     """
     if not files:
         raise InputError("nothing to evaluate on: name at least one high-resolution image")
-    return _evaluate(upscaler, (_read(path) for path in progress(files)), dose, read_noise, seed)
+    if planes is not None and planes < 1:
+        raise InputError(f"nothing to evaluate on: asked for {planes} planes of each file")
+    truths = []
+    for n, path in enumerate(files):
+        images = read_images(path)
+        used = len(images) if planes is None else min(planes, len(images))
+        spread = np.linspace(0, len(images) - 1, used).round().astype(int).tolist()
+        size = _pixel_size_nm(path) or pixel_size_nm
+        truths += [_Truth(path.name, n, plane, images[plane], size) for plane in spread]
+    return _evaluate(upscaler, truths, doses, read_noise, seed, baselines, progress)
 
 
 def evaluate_procedural(
@@ -118,10 +259,11 @@ def evaluate_procedural(
     images: int = 8,
     *,
     pixel_size_um: float = 0.016,
-    dose: float = DOSE,
+    doses: Sequence[float] = (DOSE,),
     read_noise: float = READ_NOISE,
     seed: int = 0,
-    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+    baselines: Sequence[str] = QUICK,
+    progress: Advance | None = None,
 ) -> Evaluation:
     """The same on noise-free renderings of tissues that training has not seen, 512 x 512 pixels of truth each.
 
@@ -135,73 +277,18 @@ def evaluate_procedural(
     Raises
     ------
     InputError
-        When `images` is less than 1.
+        When `images` is less than 1, a baseline is not known or not installed, or a dose is not positive.
     """
     if images < 1:
         raise InputError(f"nothing to evaluate on: asked for {images} procedural images")
-    scale = upscaler.info.scale
-
-    def render(n: int) -> tuple[str, list[Pixels]]:
+    fine_um = pixel_size_um / upscaler.info.scale
+    truths = []
+    for n in range(images):
         rng = np.random.default_rng([EVALUATION_SEED, n])
-        truth = Neuropil.random(rng).render((EDGE, EDGE), pixel_size_um=pixel_size_um / scale)
-        return f"neuropil {n}", [np.rint(truth * 65535).astype(np.uint16)]
-
-    return _evaluate(upscaler, (render(n) for n in progress(range(images))), dose, read_noise, seed)
-
-
-def _read(path: Path) -> tuple[str, list[Pixels]]:
-    return path.name, read_images(path)
-
-
-def _evaluate(
-    upscaler: Upscaler,
-    named: Iterable[tuple[str, list[Pixels]]],
-    dose: float,
-    read_noise: float,
-    seed: int,
-) -> Evaluation:
-    info = upscaler.info
-    rng = np.random.default_rng(seed)
-    rows, everything = [], []
-    for name, images in named:
-        results = []
-        for image in images:
-            truth = crop_to_scale(image, info.scale)
-            raw = simulate(truth, info.scale, dose=dose, read_noise=read_noise, dtype=image.dtype.name, rng=rng)
-            results.append(compare(upscaler, raw, truth))
-        rows.append(_mean_row(name, results))
-        everything += results
-    return Evaluation(
-        model=info.id,
-        model_sha256=info.sha256,
-        scale=info.scale,
-        dose=dose,
-        read_noise=read_noise,
-        seed=seed,
-        rows=rows,
-        mean=_mean_row("mean", everything),
-    )
-
-
-def compare(upscaler: Upscaler, raw: Pixels, truth: Float) -> dict[str, Quality]:
-    """Score the interpolations and `upscaler` on one frame.
-
-    Parameters
-    ----------
-    raw : (Y, X) uint8 or uint16
-        Full scale is the range of its type.
-    truth : (scale * Y, scale * X) float32 in [0, 1]
-    """
-    scale = upscaler.info.scale
-    (restored,) = upscaler.upscale([raw])
-    images = {
-        "nearest": nearest(raw, scale),
-        "bilinear": bilinear(raw, scale),
-        "bicubic": bicubic(raw, scale),
-        "live-sr": restored,
-    }
-    units = {name: to_unit(image) for name, image in images.items()}
-    return {name: Quality(psnr(image, truth), ssim(image, truth)) for name, image in units.items()}
+        truth = Neuropil.random(rng).render((EDGE, EDGE), pixel_size_um=fine_um)
+        pixels = np.rint(truth * 65535).astype(np.uint16)
+        truths.append(_Truth(f"neuropil {n}", n, 0, pixels, fine_um * 1000))
+    return _evaluate(upscaler, truths, doses, read_noise, seed, baselines, progress)
 
 
 def simulate(
@@ -233,47 +320,234 @@ def crop_to_scale(image: Pixels, scale: int) -> Float:
     Raises
     ------
     InputError
-        When the image is smaller than the window of the SSIM.
+        When less than 32 pixels are left along an edge.
     """
     y, x = (n // scale * scale for n in image.shape)
-    if min(y, x) < SSIM_WINDOW:
+    if min(y, x) < LEAST_TRUTH:
         raise InputError(
-            f"an image of {image.shape} pixels is too small to compare: need {SSIM_WINDOW} or more"
+            f"an image of {image.shape} pixels is too small to compare: "
+            f"need {LEAST_TRUTH} or more along each edge"
         )
     return to_unit(image[:y, :x])
 
 
-def psnr(image: Float, truth: Float) -> float:
-    """Peak signal-to-noise ratio in dB of two (Y, X) images in [0, 1]."""
-    return float(peak_signal_noise_ratio(truth, image, data_range=1.0))  # type: ignore[no-untyped-call]
+class _Truth(NamedTuple):
+    name: str
+    file: int  # position among the files: seeds the noise
+    plane: int
+    pixels: Pixels
+    pixel_size_nm: float | None
 
 
-def ssim(image: Float, truth: Float) -> float:
-    """Structural similarity of two (Y, X) images in [0, 1]: data range 1, uniform 7 x 7 window."""
-    similarity = structural_similarity(  # type: ignore[no-untyped-call]
-        truth, image, data_range=1.0, win_size=SSIM_WINDOW
+class _Seen(NamedTuple):
+    """What one image at one dose came to."""
+
+    truth: _Truth
+    truth_frc_px: float | None
+    methods: dict[str, Quality]
+
+
+def _evaluate(
+    upscaler: Upscaler,
+    truths: Sequence[_Truth],
+    doses: Sequence[float],
+    read_noise: float,
+    seed: int,
+    baselines: Sequence[str],
+    progress: Advance | None,
+) -> Evaluation:
+    info = upscaler.info
+    _check(doses, read_noise, baselines)
+    rows, means, examples, worst = [], [], [], []
+    for k, dose in enumerate(doses):
+        everything: list[_Seen] = []
+        tiles: list[Tile] = []
+        for n, truth in enumerate(truths):
+            image = crop_to_scale(truth.pixels, info.scale)
+            dtype = truth.pixels.dtype.name
+            rng = np.random.default_rng([seed, truth.file, truth.plane, round(dose * 1000)])
+            pair = [
+                simulate(image, info.scale, dose=dose, read_noise=read_noise, dtype=dtype, rng=rng)
+                for _ in range(2)
+            ]
+            restored = _restore(upscaler, pair, baselines)
+            methods = {
+                name: score(first, image, second, info.scale, truth.pixel_size_nm)
+                for name, (first, second) in restored.items()
+            }
+            cut = list(_tiles(truth, dose, pair[0], restored, image, info.scale))
+            if not any(seen.truth.file == truth.file for seen in everything):
+                examples.append(min(cut, key=lambda t: _off_centre(t, image.shape)))
+            tiles = heapq.nsmallest(WORST, [*tiles, *cut], key=lambda t: t.gain_db)
+            everything.append(_Seen(truth, resolution_one_px(image), methods))
+            if progress is not None:
+                progress(k * len(truths) + n + 1, len(doses) * len(truths))
+        for file in dict.fromkeys(seen.truth.file for seen in everything):
+            of_file = [seen for seen in everything if seen.truth.file == file]
+            rows.append(_row(of_file[0].truth.name, dose, info.scale, of_file))
+        means.append(_row("mean", dose, info.scale, everything))
+        worst += tiles
+    return Evaluation(
+        model=info.id,
+        model_sha256=info.sha256,
+        scale=info.scale,
+        doses=tuple(float(d) for d in doses),
+        read_noise=read_noise,
+        seed=seed,
+        rows=rows,
+        means=means,
+        examples=examples,
+        worst=worst,
     )
-    return float(similarity)
 
 
-def nearest(raw: Pixels, scale: int) -> Pixels:
-    """Repeat each pixel: (Y, X) to (scale * Y, scale * X), same dtype."""
-    return np.repeat(np.repeat(raw, scale, axis=0), scale, axis=1)
+def _check(doses: Sequence[float], read_noise: float, baselines: Sequence[str]) -> None:
+    if not doses or not all(0 < dose < float("inf") for dose in doses):
+        raise InputError(f"doses {list(doses)}: give one or more, each above 0 electrons per raw pixel")
+    if not 0 <= read_noise < float("inf"):
+        raise InputError(f"read noise {read_noise}: give a fraction of full scale, 0 or more")
+    for name in baselines:
+        if name not in BASELINES:
+            raise InputError(f"no baseline {name!r}: choose from {', '.join(BASELINES)}")
+        if name not in available_baselines():
+            raise InputError(f"the package of baseline {name!r} is not installed: leave it out, or install it")
 
 
-def bicubic(raw: Pixels, scale: int) -> Pixels:
-    """Bicubic convolution (Keys, a = -0.75, as in torch) on half-pixel centres, clipped to the type's range."""
-    x = torch.from_numpy(raw.astype(np.float32))[None, None]
-    y = F.interpolate(x, scale_factor=scale, mode="bicubic", align_corners=False)[0, 0].numpy()
-    pixels: Pixels = np.clip(np.rint(y), 0, np.iinfo(raw.dtype).max).astype(raw.dtype)
-    return pixels
+def _restore(
+    upscaler: Upscaler, pair: Sequence[Pixels], baselines: Sequence[str]
+) -> dict[str, tuple[Float, Float]]:
+    scale = upscaler.info.scale
+    restored = {name: [BASELINES[name](raw, scale) for raw in pair] for name in dict.fromkeys(baselines)}
+    restored[MODEL] = upscaler.upscale(list(pair))
+    return {name: (to_unit(first), to_unit(second)) for name, (first, second) in restored.items()}
 
 
-def _mean_row(name: str, results: Sequence[dict[str, Quality]]) -> Row:
-    methods = {
-        method: Quality(
-            float(np.mean([r[method].psnr for r in results])), float(np.mean([r[method].ssim for r in results]))
-        )
-        for method in results[0]
-    }
-    return Row(name, len(results), methods)
+def score(image: Float, truth: Float, second: Float, scale: int, pixel_size_nm: float | None = None) -> Quality:
+    """All measures of one restored image.
+
+    Parameters
+    ----------
+    image, truth : (Y, X) float32 in [0, 1]
+    second : (Y, X) float32 in [0, 1]
+        The same place restored from another frame with independent noise: for the two-image resolution only.
+    pixel_size_nm : float, optional
+        Of the truth.
+    """
+    fitted, target = fit_pssr(image, truth)
+    frc, frc_truth = _curve(image, second), _curve(image, truth)
+    frc_px, frc_truth_px = _repeated_px(frc, scale), _resolution_px(frc_truth, TRUTH_THRESHOLD)
+    return Quality(
+        psnr=psnr(image, truth),
+        ssim=ssim(image, truth),
+        ms_ssim=ms_ssim(image, truth),
+        psnr_pssr=psnr(fitted, target),
+        ssim_pssr=ssim(fitted, target),
+        ms_ssim_pssr=ms_ssim(fitted, target),
+        frc_px=frc_px,
+        frc_nm=_times(frc_px, pixel_size_nm),
+        frc_truth_px=frc_truth_px,
+        frc_truth_nm=_times(frc_truth_px, pixel_size_nm),
+        intensity=error_by_intensity(image, truth),
+        frc=frc,
+        frc_truth=frc_truth,
+    )
+
+
+def _curve(a: Float, b: Float) -> tuple[float, ...]:
+    native = frc_two(a, b)
+    on_grid = np.interp(RINGS, native.frequency, native.correlation)
+    return tuple(round(float(c), 4) for c in on_grid)
+
+
+def _repeated_px(curve: Sequence[float], scale: int) -> float | None:
+    period = _resolution_px(curve, TWO_IMAGE_THRESHOLD)
+    return max(period, NYQUIST_PX * scale) if period is not None else None
+
+
+def _resolution_px(curve: Sequence[float], threshold: float) -> float | None:
+    return RingCorrelation(RINGS, np.asarray(curve)).resolution_px(threshold)
+
+
+def _row(name: str, dose: float, scale: int, seen: Sequence[_Seen]) -> Row:
+    sizes = {s.truth.pixel_size_nm for s in seen}
+    size = sizes.pop() if len(sizes) == 1 else None
+    truth_frc = _mean([s.truth_frc_px for s in seen])
+    methods = {m: _mean_quality([s.methods[m] for s in seen], scale, size) for m in seen[0].methods}
+    return Row(name, dose, len(seen), size, truth_frc, _times(truth_frc, 1 / scale), methods)
+
+
+def _mean_quality(some: Sequence[Quality], scale: int, pixel_size_nm: float | None) -> Quality:
+    """Means of the numbers; resolutions are read from the mean curves, which one image's are too noisy for."""
+    frc = tuple(float(c) for c in np.mean([q.frc for q in some], axis=0))
+    frc_truth = tuple(float(c) for c in np.mean([q.frc_truth for q in some], axis=0))
+    frc_px, frc_truth_px = _repeated_px(frc, scale), _resolution_px(frc_truth, TRUTH_THRESHOLD)
+    return Quality(
+        psnr=float(np.mean([q.psnr for q in some])),
+        ssim=float(np.mean([q.ssim for q in some])),
+        ms_ssim=_mean([q.ms_ssim for q in some]),
+        psnr_pssr=float(np.mean([q.psnr_pssr for q in some])),
+        ssim_pssr=float(np.mean([q.ssim_pssr for q in some])),
+        ms_ssim_pssr=_mean([q.ms_ssim_pssr for q in some]),
+        frc_px=frc_px,
+        frc_nm=_times(frc_px, pixel_size_nm),
+        frc_truth_px=frc_truth_px,
+        frc_truth_nm=_times(frc_truth_px, pixel_size_nm),
+        intensity=pooled([q.intensity for q in some]),
+        frc=frc,
+        frc_truth=frc_truth,
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Of those that there are."""
+    known = [v for v in values if v is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _times(value: float | None, factor: float | None) -> float | None:
+    return value * factor if value is not None and factor is not None else None
+
+
+def _tiles(
+    truth: _Truth,
+    dose: float,
+    raw: Pixels,
+    restored: Mapping[str, tuple[Float, Float]],
+    image: Float,
+    scale: int,
+) -> Iterator[Tile]:
+    """Whole tiles of the image, or the whole image where it is smaller than one."""
+    reference = restored["bicubic"][0] if "bicubic" in restored else to_unit(bicubic(raw, scale))
+    edge = TILE // scale * scale
+    height, width = (min(edge, n) for n in image.shape)
+    for y in range(0, image.shape[0] - height + 1, height):
+        for x in range(0, image.shape[1] - width + 1, width):
+            at = (slice(y, y + height), slice(x, x + width))
+            coarse = tuple(slice(s.start // scale, s.stop // scale) for s in at)
+            gain = psnr(restored[MODEL][0][at], image[at]) - psnr(reference[at], image[at])
+            pictures = {
+                method: first[at].copy() for method, (first, _) in restored.items()
+            }  # not a view: it would
+            pictures |= {
+                "raw": to_unit(raw[coarse]),
+                "truth": image[at].copy(),
+            }  # keep the whole image in memory
+            yield Tile(truth.name, truth.plane, dose, y, x, gain, pictures)
+
+
+def _off_centre(tile: Tile, shape: tuple[int, ...]) -> float:
+    height, width = tile.pictures["truth"].shape
+    return float(abs(2 * tile.y + height - shape[0]) + abs(2 * tile.x + width - shape[1]))
+
+
+def _pixel_size_nm(path: Path) -> float | None:
+    """Of an OME-TIFF that says so."""
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        return None
+    with tifffile.TiffFile(path) as file:
+        ome = tifffile.xml2dict(file.ome_metadata)["OME"].get("Image", {}) if file.ome_metadata else {}
+    first = ome[0] if isinstance(ome, list) else ome
+    pixels = first.get("Pixels", {})
+    unit = {"m": 1e9, "mm": 1e6, "µm": 1e3, "nm": 1.0, "Å": 0.1}.get(pixels.get("PhysicalSizeXUnit", "µm"))
+    size = pixels.get("PhysicalSizeX")
+    return float(size) * unit if size and unit else None

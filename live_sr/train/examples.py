@@ -93,13 +93,15 @@ def gather(settings: TrainSettings, data: Sequence[Path], *, cache: Path) -> Exa
     held_out: list[Pool] = []
     judged: list[File] = []
     if settings.validation:
-        judged = load_files(data, settings.validation, shelf=shelf)
+        first = settings.sources[0] if settings.sources else None
+        channel, value_range = (first.channel, first.range) if first is not None else (None, None)
+        judged = load_files(data, settings.validation, channel=channel, value_range=value_range, shelf=shelf)
         # planes of a file are taken as neighbours, as far as the network asks for any
         held_out = [Pool(f.name, 1.0, list(f.images), True, list(f.places)) for f in judged]
     elif settings.split is not None and pools:
         pools, held_out = split_pools(pools, settings.split)
     if settings.task == "restore":
-        return _restoring(settings, data, cache, pools, held_out, files, judged)
+        return _restoring(settings, data, cache, shelf, pools, held_out, files, judged)
     return _denoising(settings, pools, held_out, files, judged)
 
 
@@ -113,6 +115,7 @@ def _restoring(
     settings: TrainSettings,
     data: Sequence[Path],
     cache: Path,
+    shelf: Shelf,
     pools: list[Pool],
     held_out: list[Pool],
     files: list[File],
@@ -125,7 +128,7 @@ def _restoring(
     pairs: list[Pair] = []
     judged_pairs: list[Pair] = []
     if settings.pairs:
-        pairs, pair_files = load_pairs(settings.pairs, data, network.scale)
+        pairs, pair_files = load_pairs(settings.pairs, data, network.scale, shelf=shelf)
         several = len({pair.place.sha256 for pair in pairs}) > 1
         pairs, judged_pairs = split_pairs(pairs, settings.split or Split(by="file" if several else "region"))
         files = [*files, *pair_files]

@@ -54,7 +54,7 @@ class TrainSettings(Settings, frozen=True, forbid_unknown_fields=True, kw_only=T
     amp : {"auto", "off"}
         bfloat16 arithmetic on CUDA and on processors with matrix units for it, or float32 throughout.
     validation : tuple of str
-        Patterns of files that are validated on and never trained on.
+        Patterns of files that are validated on and never trained on. They are read as the first source is.
     split : Split or None
         Without `validation`: which part of each source is kept for it.
     validation_dose, validation_read_noise : float

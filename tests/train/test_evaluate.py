@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -12,38 +11,24 @@ import tifffile
 from numpy.typing import NDArray
 
 from live_sr.errors import InputError
+from live_sr.frame import Pixels
 from live_sr.model.engine import load_engine
+from live_sr.train.baselines import BASELINES
 from live_sr.train.evaluate import (
-    bicubic,
     crop_to_scale,
     evaluate,
     evaluate_procedural,
-    nearest,
-    psnr,
+    score,
     simulate,
-    ssim,
 )
 from live_sr.upscaler import Bilinear
 
-BASELINES = ("nearest", "bilinear", "bicubic")
+QUICK = ("nearest", "bilinear", "bicubic")
 
 
 def scene(shape: tuple[int, int] = (64, 64)) -> NDArray[np.float32]:
     y, x = np.mgrid[: shape[0], : shape[1]]
     return np.asarray(0.5 + 0.3 * np.sin(x / 5) * np.cos(y / 7), np.float32)
-
-
-def test_psnr_is_the_textbook_one() -> None:
-    rng = np.random.default_rng(0)
-    a, b = (rng.random((30, 40)).astype(np.float32) for _ in range(2))
-    mse = sum((float(p) - float(q)) ** 2 for p, q in zip(a.ravel(), b.ravel(), strict=True)) / a.size
-    assert psnr(a, b) == pytest.approx(10 * math.log10(1 / mse), abs=1e-4)
-
-
-def test_ssim_is_one_only_for_equal_images() -> None:
-    a = scene()
-    assert ssim(a, a) == pytest.approx(1.0)
-    assert ssim(a, np.clip(a + np.random.default_rng(0).normal(0, 0.1, a.shape), 0, 1).astype(np.float32)) < 0.9
 
 
 @pytest.mark.parametrize(("dtype", "step"), [("uint8", 1 / 255), ("uint16", 1 / 65535)])
@@ -57,41 +42,113 @@ def test_simulated_frames_have_the_cameras_statistics(dtype: str, step: float) -
     assert seen.var() == pytest.approx(0.5 / 100 + 0.02**2 + step**2 / 12, rel=0.02)
 
 
-def test_interpolations_keep_flat_frames_and_their_type() -> None:
-    raw = np.full((5, 6), 40000, np.uint16)
-    for method in (nearest, bicubic):
-        out = method(raw, 3)
-        assert out.dtype == np.uint16
-        np.testing.assert_array_equal(out, np.full((15, 18), 40000))
-    np.testing.assert_array_equal(nearest(np.array([[1, 2]], np.uint8), 2), [[1, 1, 2, 2], [1, 1, 2, 2]])
-
-
-def test_bicubic_stays_within_the_range_of_the_type() -> None:
-    raw = np.zeros((8, 8), np.uint8)
-    raw[3:5, 3:5] = 255
-    out = bicubic(raw, 4)
-    assert out.max() == 255
-    assert out.min() == 0
-
-
 def test_evaluation_counts_every_plane_once_and_is_json(tmp_path: Path) -> None:
     planes = np.stack([np.rint(scene((33, 47)) * 255).astype(np.uint8)] * 3)
     tifffile.imwrite(tmp_path / "stack.tif", planes, photometric="minisblack")
     tifffile.imwrite(tmp_path / "one.tif", planes[0])
     files = [tmp_path / "stack.tif", tmp_path / "one.tif"]
-    result = evaluate(Bilinear(2), files, dose=50, seed=1)
+    result = evaluate(Bilinear(2), files, doses=[50], seed=1)
     assert [(r.name, r.images) for r in result.rows] == [("stack.tif", 3), ("one.tif", 1)]
     assert result.mean.images == 4
-    for method in (*BASELINES, "live-sr"):
+    for method in (*QUICK, "live-sr"):
         stack, one = (r.methods[method].psnr for r in result.rows)
         assert result.mean.methods[method].psnr == pytest.approx((3 * stack + one) / 4)
     assert result.mean.methods["live-sr"] == result.mean.methods["bilinear"]  # it was the bilinear stand-in
     assert json.loads(json.dumps(result.as_dict()))["model"] == "bilinear-x2"
-    assert evaluate(Bilinear(2), files, dose=50, seed=1) == result
-    assert evaluate(Bilinear(2), files, dose=50, seed=2) != result
+    assert evaluate(Bilinear(2), files, doses=[50], seed=1) == result
+    assert evaluate(Bilinear(2), files, doses=[50], seed=2) != result
 
 
-def test_files_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
+def write(path: Path, *planes: NDArray[np.float32], **metadata: object) -> Path:
+    stack = np.stack([np.rint(plane * 255).astype(np.uint8) for plane in planes])
+    tifffile.imwrite(path, stack, photometric="minisblack", ome=".ome." in path.name, metadata=metadata or None)
+    return path
+
+
+def test_every_dose_has_a_row_for_each_file_and_a_mean(tmp_path: Path) -> None:
+    files = [write(tmp_path / f"{n}.tif", scene()) for n in "ab"]
+    steps: list[tuple[int, int | None]] = []
+    result = evaluate(
+        Bilinear(2), files, doses=[10, 160], progress=lambda done, total: steps.append((done, total))
+    )
+    assert [(r.dose, r.name) for r in result.rows] == [(d, n) for d in (10, 160) for n in ("a.tif", "b.tif")]
+    assert [(r.dose, r.images) for r in result.means] == [(10, 2), (160, 2)]
+    assert result.means[1].methods["live-sr"].psnr > result.means[0].methods["live-sr"].psnr + 5
+    assert steps == [(n, 4) for n in (1, 2, 3, 4)]
+
+
+def test_a_planes_noise_depends_on_nothing_but_seed_place_and_dose(tmp_path: Path) -> None:
+    file = write(tmp_path / "stack.tif", *(scene() * k for k in (1.0, 0.8, 0.6)))
+    alone = evaluate(Bilinear(2), [file], doses=[40], planes=1, baselines=["lanczos"])
+    among = evaluate(Bilinear(2), [file], doses=[10, 40], planes=1)
+    assert alone.mean.methods["live-sr"] == among.means[1].methods["live-sr"]
+    assert evaluate(Bilinear(2), [file], planes=2).mean.images == 2
+    assert evaluate(Bilinear(2), [file], planes=9).mean.images == 3
+
+
+def test_resolution_is_in_nanometres_where_the_file_says_its_pixel_size(tmp_path: Path) -> None:
+    texture = np.random.default_rng(0).random((96, 96)).astype(np.float32)
+    said = write(tmp_path / "a.ome.tif", texture, axes="ZYX", PhysicalSizeX=0.004, PhysicalSizeXUnit="µm")
+    unsaid = write(tmp_path / "b.tif", texture)
+    first, second = evaluate(Bilinear(2), [said, unsaid], doses=[1e4]).rows
+    assert first.pixel_size_nm == pytest.approx(4)
+    quality = first.methods["live-sr"]
+    assert quality.frc_px is not None
+    assert quality.frc_nm == pytest.approx(4 * quality.frc_px)
+    assert second.methods["live-sr"].frc_nm is None
+    given = evaluate(Bilinear(2), [unsaid], pixel_size_nm=7, doses=[1e4]).mean.methods["live-sr"]
+    assert given.frc_px is not None
+    assert given.frc_nm == pytest.approx(7 * given.frc_px)
+
+
+def test_the_feature_ratio_is_the_truths_resolution_in_raw_pixels(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    frequency = np.hypot(np.fft.fftfreq(256)[:, None], np.fft.fftfreq(256))
+    spectrum = np.fft.fft2(rng.normal(size=(256, 256))) * np.exp(-1.5 * (frequency / 0.05) ** 2)
+    texture = np.fft.ifft2(spectrum).real
+    texture = texture / texture.std() + rng.normal(0, 0.3, texture.shape)
+    file = write(tmp_path / "a.tif", np.clip(0.5 + 0.1 * texture, 0, 1).astype(np.float32))
+    two, four = (evaluate(Bilinear(s), [file]).mean for s in (2, 4))
+    assert two.truth_frc_px is not None
+    assert two.truth_frc_px == pytest.approx(10, rel=0.15)  # where the spectrum is a sixth of the noise
+    assert two.feature_ratio == pytest.approx(two.truth_frc_px / 2)
+    assert four.feature_ratio == pytest.approx(two.truth_frc_px / 4)
+
+
+def test_replicas_of_the_spectrum_do_not_count_as_resolution() -> None:
+    """Nearest neighbour's blocks agree between any two frames, up to the finest period."""
+    rng = np.random.default_rng(0)
+    truth = np.repeat(np.repeat(rng.random((64, 64)), 2, 0), 2, 1).astype(np.float32)
+    image = BASELINES["nearest"]((truth[::4, ::4] * 255).astype(np.uint8), 4) / np.float32(255)
+    assert score(image, truth, image, scale=4).frc_px == 8.0
+
+
+class Saboteur(Bilinear):
+    """Bilinear, but black in the upper left corner of every frame."""
+
+    def upscale(self, frames: list[Pixels]) -> list[Pixels]:  # type: ignore[override]
+        restored = super().upscale(frames)
+        for image in restored:
+            image[:128, :128] = 0
+        return restored
+
+
+def test_the_worst_tile_is_where_the_model_fails(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.tif", scene((270, 400)), scene((270, 400)))
+    result = evaluate(Saboteur(2), [file])
+    assert [(t.y, t.x) for t in result.worst[:2]] == [(0, 0), (0, 0)]
+    assert {t.plane for t in result.worst[:2]} == {0, 1}
+    assert result.worst[0].gain_db < -5 < result.worst[2].gain_db
+    assert len(result.worst) == 6
+    worst = result.worst[0].pictures
+    assert not worst["live-sr"].any()
+    assert worst["raw"].shape == (64, 64)
+    assert worst["truth"].shape == worst["bicubic"].shape == (128, 128)
+    assert [(t.y, t.x) for t in result.examples] == [(128, 128)]
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.tif", scene())
     with pytest.raises(InputError, match="nothing to evaluate"):
         evaluate(Bilinear(2), [])
     with pytest.raises(InputError, match="asked for 0"):
@@ -99,15 +156,23 @@ def test_files_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no"):
         evaluate(Bilinear(2), [tmp_path / "absent.tif"])
     with pytest.raises(InputError, match="too small"):
-        crop_to_scale(np.zeros((7, 40), np.uint8), 4)
+        crop_to_scale(np.zeros((31, 40), np.uint8), 4)
+    with pytest.raises(InputError, match=r"'magic'.*bicubic"):
+        evaluate(Bilinear(2), [file], baselines=["magic"])
+    with pytest.raises(InputError, match="above 0"):
+        evaluate(Bilinear(2), [file], doses=[40, 0])
+    with pytest.raises(InputError, match="read noise"):
+        evaluate(Bilinear(2), [file], read_noise=-1)
+    with pytest.raises(InputError, match="0 planes"):
+        evaluate(Bilinear(2), [file], planes=0)
 
 
 @pytest.mark.parametrize("model", ["em-x4", "em-x2"])
 def test_the_model_beats_interpolation_on_known_tissue(model: str) -> None:
     """Procedural tissue that training never saw, at 16 nm raw pixels and 40 electrons."""
     result = evaluate_procedural(load_engine(model, precision="float32"), images=2).mean.methods
-    assert result["live-sr"].psnr >= max(result[b].psnr for b in BASELINES) + 1.5
-    assert result["live-sr"].ssim > max(result[b].ssim for b in BASELINES)
+    assert result["live-sr"].psnr >= max(result[b].psnr for b in QUICK) + 1.5
+    assert result["live-sr"].ssim > max(result[b].ssim for b in QUICK)
 
 
 @pytest.mark.shared
@@ -117,5 +182,5 @@ def test_the_model_beats_interpolation_on_real_tissue(model: str, shared_data: P
     stack = tifffile.imread(shared_data / "fibsem_medulla" / "val_520px_every6th.ome.tif")
     tifffile.imwrite(tmp_path / "slices.tif", stack[[0, 5]], photometric="minisblack")
     result = evaluate(load_engine(model, precision="float32"), [tmp_path / "slices.tif"]).mean.methods
-    assert result["live-sr"].psnr >= max(result[b].psnr for b in BASELINES) + 2.0
-    assert result["live-sr"].ssim > max(result[b].ssim for b in BASELINES)
+    assert result["live-sr"].psnr >= max(result[b].psnr for b in QUICK) + 2.0
+    assert result["live-sr"].ssim > max(result[b].ssim for b in QUICK)
