@@ -22,7 +22,7 @@ from live_sr.train.baselines import (
     lanczos,
     nearest,
 )
-from live_sr.train.dataset import to_unit
+from live_sr.train.files import to_unit
 from live_sr.train.evaluate import simulate
 from live_sr.train.metrics import psnr
 
