@@ -283,6 +283,7 @@ def evaluate(
 ) -> None:
     """Compare a model with classical methods on degraded high-resolution images."""
     from rich.box import SIMPLE_HEAD
+    from rich.text import Text
 
     from live_sr.model.engine import load_engine
     from live_sr.train.baselines import available_baselines
@@ -306,7 +307,8 @@ def evaluate(
         )
     console = Console()
     for row in [*result.rows, *(result.means if len(result.rows) > len(result.means) else [])]:
-        table = Table(title=f"\n{title(row)}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        about = Text(f"\n{title(row)}")  # a file's name is no markup
+        table = Table(title=about, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for heading in HEADINGS:
             table.add_column(heading.replace(" ", "\n"), justify="left" if heading == "method" else "right")
         for texts in cells(row):

@@ -82,13 +82,14 @@ def test_enhance_writes_a_file_of_the_right_size(tmp_path: Path) -> None:
 
 def test_evaluate_prints_every_method_and_writes_numbers_and_page(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    tifffile.imwrite(tmp_path / "hr.tif", rng.integers(0, 255, (96, 128)).astype(np.uint8))
+    tifffile.imwrite(tmp_path / "[red]hr.tif", rng.integers(0, 255, (96, 128)).astype(np.uint8))
     out = ("--json", tmp_path / "numbers.json", "--report", tmp_path / "page.html")
     doses = ("--dose", 20, "--dose", 80)
     done = live_sr(
-        "evaluate", "--model", "em-x2", "--hr", tmp_path / "hr.tif", *doses, "--baselines", "lanczos", *out
+        "evaluate", "--model", "em-x2", "--hr", tmp_path / "[red]hr.tif", *doses, "--baselines", "lanczos", *out
     )
     assert done.returncode == 0, done.stderr
+    assert "[red]hr.tif" in done.stdout
     assert done.stdout.count("lanczos") == done.stdout.count("live-sr") == 2
     numbers = json.loads((tmp_path / "numbers.json").read_text())
     assert [row["dose"] for row in numbers["means"]] == [20, 80]

@@ -104,7 +104,8 @@ def one_set(
     """The quick methods on all images, the slow ones on some; then the rows of both."""
     available = available_baselines()
     quick = run(engine, chosen, [b for b in available if b not in SLOW], doses, None, data)
-    slow = run(engine, chosen, [b for b in available if b in SLOW], doses, planes, data)
+    slow_ones = [b for b in available if b in SLOW]
+    slow = run(engine, chosen, slow_ones, doses, planes, data) if slow_ones else quick
     all_seen = slow.mean.images == quick.mean.images
     few = "" if all_seen else f"; † on {slow.mean.images}"
     ratio = "" if quick.mean.feature_ratio is None else f"; ratio {quick.mean.feature_ratio:.1f}"
@@ -113,11 +114,10 @@ def one_set(
     yield "|---|" + "---|" * len(doses)
     for method in quick.mean.methods:
         yield row(quick, method, engine.info.id if method == MODEL else method)
-    for method in slow.mean.methods:
-        if method != MODEL:
-            yield row(slow, method, method if all_seen else f"{method} †")
-        elif not all_seen:
-            yield row(slow, method, f"{engine.info.id} †")
+    for method in slow_ones:
+        yield row(slow, method, method if all_seen else f"{method} †")
+    if not all_seen:
+        yield row(slow, MODEL, f"{engine.info.id} †")
 
 
 def run(

@@ -158,8 +158,8 @@ BASELINES: dict[str, Callable[[Pixels, int], Pixels]] = {
 }
 """By name, cheapest first."""
 
-SLOW = ("richardson-lucy", "nl-means", "bm3d")
-"""Names of those that may take seconds for a frame."""
+SLOW = ("bm3d",)
+"""Names of those that take more than a second for a frame of 256 x 256 pixels on one core."""
 
 
 def available_baselines() -> tuple[str, ...]:
