@@ -296,8 +296,10 @@ def models_list() -> None:
     from live_sr.model.artifact import user_folder
     from live_sr.model.exchange import list_models
 
-    table = Table(box=None, pad_edge=False, caption=f"imported models are in {user_folder()}")
-    for heading in ("model", "from", "scale", "parameters", "kMAC/px", "raw pixel µm", "sha256", "licence"):
+    table = Table(
+        box=None, pad_edge=False, collapse_padding=True, caption=f"imported models are in {user_folder()}"
+    )
+    for heading in ("model", "from", "scale", "parameters", "kMAC/px", "raw µm", "sha256", "licence"):
         table.add_column(heading, no_wrap=heading != "licence", overflow="fold")
     entries = list_models()
     for entry in entries:

@@ -101,10 +101,9 @@ class Engine:
         if threads:
             torch.set_num_threads(threads)
         self._device = _device(device)
+        # The numeric check's frame has mean 0 and standard deviation 1: of other networks it would prove nothing.
         if precision == "auto" and record.normalisation != "frame-mean-std":
-            precision = (
-                "float32"  # the check's frame has mean 0 and standard deviation 1: it would prove nothing
-            )
+            precision = "float32"
         self._network, chosen = choose(model.module, sha256=model.sha256, device=self._device, wanted=precision)
         self._record = record
         self._scale, self._halo, self._multiple = record.scale, record.halo, record.multiple

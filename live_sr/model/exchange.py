@@ -41,7 +41,7 @@ class Entry(NamedTuple):
 def list_models() -> list[Entry]:
     """The shipped models and those in the user's folder."""
     entries = []
-    for origin, names in (("shipped", artifact.shipped()), ("imported", artifact.imported())):
+    for origin, names in (("shipped", artifact.shipped()), ("yours", artifact.imported())):
         for name in names:
             try:
                 entries.append(Entry(name, origin, artifact.load(name)))

@@ -12,6 +12,7 @@ import math
 import re
 import stat
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 from typing import cast
 
@@ -85,12 +86,10 @@ class Sidecar(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class Body(nn.Module):
     """A network from elsewhere, fed in whatever precision it was cast to."""
 
-    like: Tensor
-
     def __init__(self, network: torch.jit.ScriptModule) -> None:
         super().__init__()
         self.network = network
-        self.register_buffer("like", torch.zeros(()))
+        self.like = nn.Buffer(torch.zeros(()))  # cast with the weights, whatever their names
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 1, Y, X) of a size that the network takes, to (B, 1, sY, sX)."""
@@ -186,7 +185,7 @@ def read_torchscript(data: bytes, where: str) -> tuple[torch.jit.ScriptModule, b
                 f"{where} is a zip file without a TorchScript network: write it with torch.jit.save"
             )
         for name in names:
-            found = REACHES_OUT.search(archive.read(name)) if name.endswith(".py") else None
+            found = REACHES_OUT.search(read_entry(archive, name, where)) if name.endswith(".py") else None
             if found:
                 word = found[0].decode(errors="replace")
                 raise ModelError(
@@ -204,6 +203,22 @@ def read_torchscript(data: bytes, where: str) -> tuple[torch.jit.ScriptModule, b
             f"{where} is not a readable TorchScript file ({_last_line(e)}): export it again"
         ) from e
     return module.eval(), extra[METADATA]
+
+
+def decode_record(data: bytes, where: str) -> ModelRecord:
+    """The live-sr record of a TorchScript file.
+
+    Raises
+    ------
+    ModelError
+        When this version cannot use it.
+    """
+    try:
+        return msgspec.json.decode(data, type=ModelRecord)
+    except msgspec.MsgspecError as e:
+        raise ModelError(
+            f"{where} has a record this live-sr cannot use ({e}): update live-sr or the model"
+        ) from e
 
 
 def open_zip(file: Path | io.BytesIO, where: str) -> zipfile.ZipFile:
@@ -230,6 +245,22 @@ def open_zip(file: Path | io.BytesIO, where: str) -> zipfile.ZipFile:
     return archive
 
 
+def read_entry(archive: zipfile.ZipFile, name: str, where: str) -> bytes:
+    """One file of an archive.
+
+    Raises
+    ------
+    ModelError
+        When it is not there, or damaged.
+    """
+    try:
+        return archive.read(name)
+    except KeyError:
+        raise ModelError(f"{where} holds no file {name!r}: it is incomplete") from None
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError) as e:
+        raise ModelError(f"{where} is damaged at {name!r} ({e}): download it again") from e
+
+
 def adopt(
     network: torch.jit.ScriptModule, sidecar: Sidecar, *, where: str, training: dict[str, object]
 ) -> tuple[torch.jit.ScriptModule, ModelRecord]:
@@ -253,10 +284,10 @@ def adopt(
             module = torch.jit.script(
                 Foreign(network, scale=sidecar.scale, multiple=sidecar.multiple, least=sidecar.least).eval()
             )
-    except RuntimeError as e:
+    except (RuntimeError, ValueError) as e:
         raise ModelError(
-            f"{where} does not give one tensor for one tensor ({_last_line(e)}): export a network with one of "
-            "each"
+            f"{where} does not give one tensor for one tensor ({_last_line(e)}): export a network with one "
+            "of each"
         ) from e
     record = ModelRecord(
         id=sidecar.id,
@@ -293,19 +324,43 @@ def try_out(module: torch.jit.ScriptModule, scale: int, where: str) -> float:
     except RuntimeError as e:
         raise ModelError(
             f"{where} does not run on one single-channel frame ({_last_line(e)}): live-sr restores (Y, X) "
-            "frames; "
-            "a multiple or least size may be wrong too"
+            "frames; a multiple or least size may be wrong too"
         ) from e
     wanted = (1, 1, scale * CHECKED_EDGE, scale * CHECKED_EDGE)
     if tuple(out.shape) != wanted:
         raise ModelError(
             f"{where} gives shape {tuple(out.shape)} for a frame of {CHECKED_EDGE} x {CHECKED_EDGE}, where "
-            "scale "
-            f"{scale} means {wanted}: correct the scale, or pad inside the network"
+            f"scale {scale} means {wanted}: correct the scale, or pad inside the network"
         )
     if not bool(out.isfinite().all()):
         raise ModelError(f"{where} gives values that are not finite: its weights are damaged")
     return float(counter.get_total_flops()) / 2 / out.numel() / 1e3  # two operations each
+
+
+def check(sidecar: Sidecar | ModelRecord, where: str) -> None:
+    """Refuse what cannot be.
+
+    Raises
+    ------
+    ModelError
+        Naming the value.
+    """
+    low, high = sidecar.pixel_size_um or (1.0, 1.0)
+    linear = sidecar.normalisation == "linear"
+    problems = (
+        (IDS.fullmatch(sidecar.id) is None, f"id {sidecar.id!r} must be of lower-case letters, digits, . _ -"),
+        (not 1 <= sidecar.scale <= MAX_SCALE, f"scale {sidecar.scale} must be 1 to {MAX_SCALE}"),
+        (not 0 <= sidecar.halo <= CORE, f"halo {sidecar.halo} must be 0 to {CORE} raw pixels"),
+        (not 1 <= sidecar.multiple <= CORE, f"multiple {sidecar.multiple} must be 1 to {CORE} raw pixels"),
+        (not math.isfinite(sidecar.gain) or sidecar.gain == 0, f"gain {sidecar.gain} must be finite and not 0"),
+        (not math.isfinite(sidecar.offset), f"offset {sidecar.offset} must be finite"),
+        (not linear and sidecar.gain != 1.0, "gain belongs to normalisation 'linear'"),
+        (not linear and sidecar.offset != 0.0, "offset belongs to normalisation 'linear'"),
+        (not 0 < low <= high, f"pixel_size_um ({low}, {high}) must be a range above 0"),
+    )
+    for found, problem in problems:
+        if found:
+            raise ModelError(f"{where} cannot be used: {problem}")
 
 
 def install(module: torch.jit.ScriptModule, record: ModelRecord, *, card: str = "") -> Path:
@@ -318,8 +373,7 @@ def install(module: torch.jit.ScriptModule, record: ModelRecord, *, card: str = 
     """
     if record.id in artifact.shipped() or record.id in artifact.imported():
         raise ModelError(
-            f"there is a model {record.id!r} already ({artifact.find(record.id)}): import this one with another "
-            "--id"
+            f"there is a model {record.id!r} already ({artifact.find(record.id)}): give this one another --id"
         )
     path = artifact.user_folder() / f"{record.id}{SUFFIX}"
     try:
@@ -332,36 +386,10 @@ def install(module: torch.jit.ScriptModule, record: ModelRecord, *, card: str = 
     return path
 
 
-def check(sidecar: Sidecar | ModelRecord, where: str) -> None:
-    """Refuse what cannot be.
-
-    Raises
-    ------
-    ModelError
-        Naming the value.
-    """
-    low, high = sidecar.pixel_size_um or (1.0, 1.0)
-    problems = {
-        f"id {sidecar.id!r} must be of lower-case letters, digits, '.', '_', '-'": IDS.fullmatch(sidecar.id)
-        is None,
-        f"scale {sidecar.scale} must be 1 to {MAX_SCALE}": not 1 <= sidecar.scale <= MAX_SCALE,
-        f"halo {sidecar.halo} must be 0 to {CORE} raw pixels": not 0 <= sidecar.halo <= CORE,
-        f"multiple {sidecar.multiple} must be 1 to {CORE} raw pixels": not 1 <= sidecar.multiple <= CORE,
-        f"gain {sidecar.gain} must be finite and not 0": not math.isfinite(sidecar.gain) or sidecar.gain == 0,
-        f"offset {sidecar.offset} must be finite": not math.isfinite(sidecar.offset),
-        "gain and offset belong to normalisation 'linear'": sidecar.normalisation != "linear"
-        and (sidecar.gain, sidecar.offset) != (1.0, 0.0),
-        f"pixel_size_um ({low}, {high}) must be a range above 0": not 0 < low <= high,
-    }
-    for problem, found in problems.items():
-        if found:
-            raise ModelError(f"{where} cannot be used: {problem}")
-
-
 def _problem(entry: zipfile.ZipInfo) -> str:
     name = entry.filename.replace("\\", "/")
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0] if path.parts else True:
+    if not path.parts or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
         return f"holds a path that leads out of it ({entry.filename!r})"
     if stat.S_ISLNK(entry.external_attr >> 16):
         return f"holds a link ({entry.filename!r})"
@@ -381,19 +409,3 @@ def _last_line(e: Exception) -> str:
     """TorchScript puts its reason last, after a trace of its own."""
     lines = [line.strip() for line in str(e).splitlines() if line.strip()]
     return lines[-1] if lines else type(e).__name__
-
-
-def decode_record(data: bytes, where: str) -> ModelRecord:
-    """The live-sr record of a TorchScript file.
-
-    Raises
-    ------
-    ModelError
-        When this version cannot use it.
-    """
-    try:
-        return msgspec.json.decode(data, type=ModelRecord)
-    except msgspec.MsgspecError as e:
-        raise ModelError(
-            f"{where} has a record this live-sr cannot use ({e}): update live-sr or the model"
-        ) from e

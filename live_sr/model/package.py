@@ -29,6 +29,7 @@ from bioimageio.spec.model import v0_5
 from numpy.typing import NDArray
 from ruyaml import YAML
 from ruyaml.error import YAMLError
+from torch import nn
 
 from live_sr.errors import ModelError
 from live_sr.model.artifact import METADATA, Artifact, ModelRecord, torchscript
@@ -36,8 +37,10 @@ from live_sr.model.foreign import (
     GreyLevels,
     Sidecar,
     adopt,
+    check,
     decode_record,
     open_zip,
+    read_entry,
     read_torchscript,
     try_out,
 )
@@ -47,6 +50,7 @@ DESCRIPTIONS = ("rdf.yaml", "bioimageio.yaml")  # what a package's description m
 MAX_DESCRIPTION = 1 << 20  # bytes of YAML; published ones have some 10 kB
 AXES = ("batch", "channel", "space", "space")  # types of (B, 1, Y, X)
 SMALLEST_CORE = 96  # raw pixels of the smallest tile that count, as its halo does not
+OWN_SECTION = "## This package"  # what follows in the documentation is written anew at each export
 COVER_EDGE = 384  # pixels along each half of the cover
 TILE_STEP = 64  # raw pixels; a tile may be larger by any number of these
 TEST_MEAN, TEST_SPREAD = 110.0, 35.0  # grey levels of the test frame: an 8-bit micrograph's
@@ -108,10 +112,15 @@ def _read_own(
     network: torch.jit.ScriptModule, data: bytes, descr: v0_5.ModelDescr, read: Read, where: str, name: str
 ) -> tuple[torch.jit.ScriptModule, ModelRecord, str]:
     record = decode_record(data, where)
-    _run_test(lambda raw: _call(network, raw, where), descr, read, where)
-    inner = cast("torch.jit.ScriptModule", network.network)
+    record = msgspec.structs.replace(record, id=name or record.id)
+    check(record, where)
+    inner = getattr(network, "network", None)
+    if not isinstance(inner, torch.jit.ScriptModule) or not hasattr(inner, "body"):
+        raise ModelError(f"{where} has a live-sr record, but no network of live-sr's: export it again")
     try_out(inner, record.scale, where)
-    return inner, msgspec.structs.replace(record, id=name or record.id), _documentation(descr, read)
+    whole = GreyLevels(inner, record)
+    _run_test(lambda raw: _call(whole, raw, where), descr, read, where)
+    return inner, record, _documentation(descr, read).partition(OWN_SECTION)[0]
 
 
 @contextlib.contextmanager
@@ -121,12 +130,7 @@ def _opened(source: Path) -> Iterator[tuple[bytes, Read]]:
         with open_zip(source, str(source)) as archive:
 
             def read(name: str) -> bytes:
-                try:
-                    return archive.read(name)
-                except KeyError:
-                    raise ModelError(f"{source} holds no file {name!r}: the package is incomplete") from None
-                except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError) as e:
-                    raise ModelError(f"{source} is damaged at {name!r} ({e}): download it again") from e
+                return read_entry(archive, name, str(source))
 
             yield read(_pick(archive.namelist(), source)), read
         return
@@ -181,8 +185,7 @@ def _weights(descr: v0_5.ModelDescr, read: Read, where: str) -> bytes:
         there = ", ".join(kind for kind, weights in descr.weights if weights is not None)
         raise ModelError(
             f"{where} has its weights as {there}: live-sr reads TorchScript only, because pickled weights and "
-            "source files run code of their author; `bioimageio add-weights` converts in an environment of "
-            "yours"
+            "source files run code of their author; `bioimageio add-weights` converts them"
         )
     return _file(entry, read, where)
 
@@ -230,7 +233,7 @@ def _sidecar(descr: v0_5.ModelDescr, where: str, name: str) -> tuple[Sidecar, Pr
         multiple=multiple,
         least=least,
         attribution=_attribution(descr),
-        licence=descr.license if isinstance(descr.license, str) else "see its documentation",
+        licence=str(descr.license) if isinstance(descr.license, str) else "see its documentation",
     )
     return sidecar, processing
 
@@ -246,8 +249,7 @@ def _geometry(source: v0_5.InputTensorDescr, target: v0_5.OutputTensorDescr, whe
         if size.offset:
             raise ModelError(
                 f"{where}: output axis {after.id} loses or gains {size.offset} pixels: live-sr runs networks "
-                "that "
-                "keep the frame's edges"
+                "that keep the frame's edges"
             )
         if not isinstance(after, v0_5.SpaceOutputAxisWithHalo):
             raise ModelError(
@@ -260,8 +262,7 @@ def _geometry(source: v0_5.InputTensorDescr, target: v0_5.OutputTensorDescr, whe
     if scales or scale < 1 or not math.isclose(scale, round(scale), rel_tol=1e-6):
         raise ModelError(
             f"{where} enlarges by {', '.join(f'{s:g}' for s in (scale, *scales))}: live-sr needs one whole "
-            "factor of "
-            "1 or more along y and x"
+            "factor of 1 or more along y and x"
         )
     return round(scale), max(halos)
 
@@ -301,8 +302,7 @@ def _processing(source: v0_5.InputTensorDescr, target: v0_5.OutputTensorDescr, w
     if not by_frame and np.allclose((gain * back, gain * added), (1.0, -offset), rtol=1e-4, atol=1e-4):
         return Processing(by_frame, gain, offset, undone=True)
     raise ModelError(
-        f"{where} ends with another scaling than it begins with: live-sr could not tell the camera's grey "
-        "levels"
+        f"{where} ends with another scaling than it begins with: nobody could tell the camera's grey levels"
     )
 
 
@@ -375,15 +375,14 @@ def _with_processing(
         if abs(grey.mean() - raw.mean()) > raw.std():
             raise ModelError(
                 f"{record.id} gives values around {grey.mean():.4g} for a frame around {raw.mean():.4g}: it is "
-                "not "
-                "a model that restores a frame's own grey levels"
+                "not a model that restores a frame's own grey levels"
             )
         return grey if processing.undone else out
 
     return run
 
 
-def _call(module: torch.jit.ScriptModule, x: Pixels, where: str) -> Pixels:
+def _call(module: nn.Module, x: Pixels, where: str) -> Pixels:
     try:
         with torch.inference_mode():
             out: Pixels = module(torch.from_numpy(x.astype(np.float32))).double().numpy()
@@ -646,15 +645,13 @@ def _readme(record: ModelRecord, card: str) -> str:
     )
     parts = [
         card.strip() or f"# {record.id}",
-        "## This package",
+        OWN_SECTION,
         f"Input: {_unit(record)}, (batch, 1, y, x) float32; {sizes}. Output: {record.scale} times as many "
-        "pixels "
-        f"along y and x, in the same grey levels, neither rounded nor clipped. {normalised} A tile needs "
+        f"pixels along y and x, in the same grey levels, neither rounded nor clipped. {normalised} A tile needs "
         f"{record.halo} raw pixels around it.",
         "## Validation",
         f"Compare with high-resolution images of your own: `live-sr evaluate --model {record.id} --hr IMAGE`. "
-        "Detail "
-        "may be invented; do not measure in it what the raw frame cannot show.",
+        "Detail may be invented; do not measure in it what the raw frame cannot show.",
         "## Attribution",
         "\n".join(f"- {text}" for text in record.attribution) or "none",
     ]
