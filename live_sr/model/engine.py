@@ -101,7 +101,7 @@ class Engine:
         if threads:
             torch.set_num_threads(threads)
         self._device = _device(device)
-        # The numeric check's frame has mean 0 and standard deviation 1: of other networks it would prove nothing.
+        # The numeric check's frame has mean 0 and deviation 1: of other networks it would prove nothing.
         if precision == "auto" and record.normalisation != "frame-mean-std":
             precision = "float32"
         self._network, chosen = choose(model.module, sha256=model.sha256, device=self._device, wanted=precision)

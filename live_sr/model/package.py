@@ -647,10 +647,10 @@ def _readme(record: ModelRecord, card: str) -> str:
         card.strip() or f"# {record.id}",
         OWN_SECTION,
         f"Input: {_unit(record)}, (batch, 1, y, x) float32; {sizes}. Output: {record.scale} times as many "
-        f"pixels along y and x, in the same grey levels, neither rounded nor clipped. {normalised} A tile needs "
-        f"{record.halo} raw pixels around it.",
+        f"pixels along y and x, in the same grey levels, neither rounded nor clipped. {normalised} A tile "
+        f"needs {record.halo} raw pixels around it.",
         "## Validation",
-        f"Compare with high-resolution images of your own: `live-sr evaluate --model {record.id} --hr IMAGE`. "
+        f"Compare with sharp images of your own: `live-sr evaluate --model {record.id} --hr IMAGE`. "
         "Detail may be invented; do not measure in it what the raw frame cannot show.",
         "## Attribution",
         "\n".join(f"- {text}" for text in record.attribution) or "none",
