@@ -46,13 +46,23 @@ EXTRAS = {  # what to install when a command's packages are missing
     "crappify": "train",
     "presets": "train",
     "enhance": "archive",
+    "models_list": "serve",
+    "models_show": "serve",
+    "models_import": "exchange",
+    "models_export": "exchange",
 }
+models = typer.Typer(help="List, show, import and export models.", no_args_is_help=True)
+app.add_typer(models, name="models")
 
 
 def command(
-    run: Callable[P, int | None], group: typer.Typer = app, name: str | None = None
+    run: Callable[P, int | None], *, group: typer.Typer = app, name: str | None = None
 ) -> Callable[P, None]:
-    """Register a command; its errors end it with one sentence on stderr."""
+    """Register a command; its errors end it with one sentence on stderr.
+
+    A command of a `group` is written ``group_name``.
+    """
+    title = run.__name__.replace("_", " ")
 
     @wraps(run)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -63,7 +73,7 @@ def command(
         try:
             code = run(*args, **kwargs)
         except LiveSRError as e:
-            err.print(f"[bold red]live-sr {run.__name__}:[/] ", end="")
+            err.print(f"[bold red]live-sr {title}:[/] ", end="")
             err.print(str(e), markup=False, highlight=False, soft_wrap=True)
             code = 1
         except ModuleNotFoundError as e:
@@ -71,7 +81,7 @@ def command(
                 raise
             extra = EXTRAS[run.__name__]
             err.print(
-                f"live-sr {run.__name__} needs the package {e.name!r}: pip install 'live-sr[{extra}]'",
+                f"live-sr {title} needs the package {e.name!r}: pip install 'live-sr[{extra}]'",
                 markup=False,
                 soft_wrap=True,
             )
@@ -80,7 +90,7 @@ def command(
             code = 130
         raise typer.Exit(code or 0)
 
-    group.command(name=name or run.__name__)(guarded)
+    group.command(name=name or title.rpartition(" ")[2])(guarded)
     return guarded
 
 
@@ -412,6 +422,94 @@ def _save(target: Path, images: Sequence[Pixels]) -> None:
             tifffile.imwrite(target, stack, photometric="minisblack", metadata={"axes": axes})
     except OSError as e:
         raise InputError(f"cannot write {target}: {e.strerror}") from e
+
+
+models_command = partial(command, group=models)
+
+
+@models_command
+def models_list() -> None:
+    """List the shipped models and those that were imported."""
+    from live_sr.model.artifact import user_folder
+    from live_sr.model.exchange import list_models
+
+    table = Table(
+        box=None, pad_edge=False, collapse_padding=True, caption=f"imported models are in {user_folder()}"
+    )
+    for heading in ("model", "from", "scale", "parameters", "kMAC/px", "raw µm", "sha256", "licence"):
+        table.add_column(heading, no_wrap=heading != "licence", overflow="fold")
+    entries = list_models()
+    for entry in entries:
+        if entry.model is None:
+            continue
+        record = entry.model.record
+        sizes = "any" if record.pixel_size_um is None else "{:g}-{:g}".format(*record.pixel_size_um)
+        table.add_row(
+            entry.name,
+            entry.origin,
+            f"x{record.scale}",
+            f"{record.parameters:,}",
+            f"{record.kmac_per_output_pixel:.1f}",
+            sizes,
+            entry.model.sha256[:8],
+            record.licence.partition(";")[0] or "not stated",
+        )
+    Console().print(table)
+    for problem in (entry.problem for entry in entries if entry.problem):
+        print(problem, file=sys.stderr)
+
+
+@models_command
+def models_show(name: Annotated[str, typer.Argument(help="Model name or file.")]) -> None:
+    """Show all that a model file says about itself, and its card."""
+    import msgspec
+    from rich.markdown import Markdown
+
+    from live_sr.model.artifact import load as load_model
+    from live_sr.model.exchange import card
+
+    model = load_model(name)
+    out = Console()
+    shown = {"file": str(model.path), "sha256": model.sha256, **msgspec.to_builtins(model.record)}
+    for key, value in shown.items():
+        indent = 2 if isinstance(value, dict) else None
+        text = value if isinstance(value, str) else json.dumps(value, indent=indent, ensure_ascii=False)
+        out.print(f"{key}: {text}", markup=False, highlight=False, soft_wrap=True)
+    if text := card(model):
+        out.rule("card")
+        out.print(Markdown(text))
+
+
+@models_command
+def models_import(
+    source: Annotated[
+        Path, typer.Argument(help="bioimage.io package (zip, folder, rdf.yaml), or a TorchScript file.")
+    ],
+    sidecar: Annotated[
+        Path | None, typer.Option(help="TOML file that describes a TorchScript file; not for packages.")
+    ] = None,
+    name: Annotated[str, typer.Option("--id", help="Its name here; by default its own.")] = "",
+) -> None:
+    """Take a model from elsewhere, after its own test."""
+    from live_sr.model.exchange import import_model
+
+    path = import_model(source, sidecar=sidecar, name=name)
+    print(f"{path.stem}: {path}. Serve it with: live-sr serve --model {path.stem}")
+
+
+@models_command
+def models_export(
+    name: Annotated[str, typer.Argument(help="Model name or file.")],
+    out: Annotated[Path, typer.Argument(help="bioimage.io package .zip, torch.export .pt2, or .onnx.")],
+    author: Annotated[
+        list[str] | None, typer.Option(help="Who made the model, for a package; may be repeated.")
+    ] = None,
+) -> None:
+    """Write a model for other programs, after a test."""
+    from live_sr.model.exchange import export_model
+
+    export_model(name, out, authors=author or ())
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, tested")
 
 
 def _shape(text: str) -> tuple[int, int]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from live_sr.errors import ModelError
 WEIGHTS = Path(__file__).parent / "weights"
 METADATA = "live_sr.json"  # name of the record inside the model file
 SUFFIX = ".pt"
+Normalisation = Literal["frame-mean-std", "unit-range", "linear"]
 
 
 class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,7 +37,11 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     scale : int
         Output pixels per raw pixel along y and x.
     normalisation : str
-        ``frame-mean-std``: the network sees ``(raw - mean) / max(std, 1)`` of the whole raw frame.
+        What the network sees, and gives back. ``frame-mean-std``: ``(raw - mean) / max(std, 1)`` of the whole
+        raw frame; ``unit-range``: ``raw`` over the largest value of its type; ``linear``:
+        ``gain * raw + offset``.
+    gain, offset : float
+        Of ``linear``; grey levels of the raw frame to the network's unit.
     halo : int
         Raw pixels a tile needs around it to equal the whole frame; a multiple of `multiple`.
     multiple : int
@@ -45,7 +52,8 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     pixel_size_um : (float, float) or None
         Raw pixel sizes it was trained for, micrometres.
     widths : tuple of int
-        Channels per level: with `scale`, all that is needed to build the network again.
+        Channels per level: with `scale`, all that is needed to build the network again. Empty for a network
+        from elsewhere, which only its own file can build.
     attribution : list of str
         Whose data the weights were trained on; must be passed on with the file.
     training : dict
@@ -54,12 +62,14 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     scale: int
-    normalisation: Literal["frame-mean-std"]
+    normalisation: Normalisation
     halo: int
     multiple: int
     parameters: int
     kmac_per_output_pixel: float
     widths: tuple[int, ...]
+    gain: float = 1.0
+    offset: float = 0.0
     pixel_size_um: tuple[float, float] | None = None
     attribution: list[str] = []
     licence: str = ""
@@ -75,7 +85,8 @@ class Artifact:
     Attributes
     ----------
     module : torch.jit.ScriptModule
-        :class:`live_sr.model.unet.SuperResolver`, float32, on the CPU, in evaluation mode.
+        :class:`live_sr.model.unet.SuperResolver`, or :class:`live_sr.model.foreign.Foreign` around a network
+        from elsewhere; float32, on the CPU, in evaluation mode.
     sha256 : str
         Of the whole file.
     """
@@ -111,7 +122,7 @@ def save(network: nn.Module, record: ModelRecord, path: Path) -> None:
 
 
 def load(name_or_path: str | Path) -> Artifact:
-    """Load a shipped model by name, or any model file by path.
+    """Load a shipped or imported model by name, or any model file by path.
 
     Raises
     ------
@@ -143,23 +154,44 @@ def load(name_or_path: str | Path) -> Artifact:
 
 
 def find(name_or_path: str | Path) -> Path:
-    """The file of a shipped model's name, or the path itself.
+    """The file of a shipped or imported model's name, or the path itself.
 
     Raises
     ------
     ModelError
-        When there is neither, naming the shipped models.
+        When there is none, naming the models that there are.
     """
-    shipped_file = WEIGHTS / f"{name_or_path}{SUFFIX}"
-    if str(name_or_path) in shipped():
-        return shipped_file
+    for folder, names in ((WEIGHTS, shipped()), (user_folder(), imported())):
+        if str(name_or_path) in names:
+            return folder / f"{name_or_path}{SUFFIX}"
     path = Path(name_or_path)
     if path.is_file():
         return path
-    names = ", ".join(shipped()) or "none"
-    raise ModelError(f"no model {str(name_or_path)!r}: give a file, or one of the shipped models ({names})")
+    known = ", ".join(shipped()) or "none"
+    own = f" or imported models ({', '.join(imported())})" if imported() else ""
+    raise ModelError(
+        f"no model {str(name_or_path)!r}: give a file, or one of the shipped models ({known}){own}"
+    )
 
 
 def shipped() -> list[str]:
     """Names of the models that come with this package."""
     return sorted(p.stem for p in WEIGHTS.glob(f"*{SUFFIX}"))
+
+
+def imported() -> list[str]:
+    """Names of the models in the user's folder."""
+    return sorted(p.stem for p in user_folder().glob(f"*{SUFFIX}"))
+
+
+def user_folder() -> Path:
+    """Where imported models live: ``LIVE_SR_MODELS``, or where this platform keeps a program's data."""
+    if own := os.environ.get("LIVE_SR_MODELS"):
+        return Path(own)
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Application Support"
+    else:
+        base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    return base / "live-sr" / "models"

@@ -1,8 +1,8 @@
 """Runs one model on frames: the :class:`~live_sr.upscaler.Upscaler` of the server, and of files.
 
-Normalises each frame by its own mean and standard deviation, cuts large ones, computes, and returns the
-camera's grey levels. Knows no socket and no file. What comes out depends on the frame, the model, the precision
-and the machine, never on what else is computed: a frame restored live and again from its file is the same.
+Normalises each frame as its model wants it, cuts large ones, computes, and returns the camera's grey levels.
+Knows no socket and no file. What comes out depends on the frame, the model, the precision and the machine,
+never on what else is computed: a frame restored live and again from its file is the same.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from live_sr.errors import InputError
 from live_sr.frame import Pixels, check_pixels
 from live_sr.model import artifact
-from live_sr.model.artifact import Artifact
+from live_sr.model.artifact import Artifact, ModelRecord
 from live_sr.model.precision import choose, run
 from live_sr.model.tiling import CORE, tiles
 from live_sr.upscaler import UpscalerInfo
@@ -101,7 +101,11 @@ class Engine:
         if threads:
             torch.set_num_threads(threads)
         self._device = _device(device)
+        # The numeric check's frame has mean 0 and deviation 1: of other networks it would prove nothing.
+        if precision == "auto" and record.normalisation != "frame-mean-std":
+            precision = "float32"
         self._network, chosen = choose(model.module, sha256=model.sha256, device=self._device, wanted=precision)
+        self._record = record
         self._scale, self._halo, self._multiple = record.scale, record.halo, record.multiple
         self._tile = tile
         self._info = UpscalerInfo(
@@ -164,6 +168,7 @@ class Engine:
         level = grey_level(frame)
         if level.spread == 0:  # nothing to restore; at its edges the network would invent a pattern
             return np.full((y * s, x * s), frame.flat[0], dtype)
+        level = network_level(self._record, level, dtype)
         restored = np.empty((y * s, x * s), dtype)
         for tile in tiles((y, x), core=self._tile, halo=self._halo, multiple=self._multiple):
             pixels = self._compute(frame[tile.window], level)
@@ -173,10 +178,9 @@ class Engine:
     def _compute(self, raw: Pixels, level: GreyLevel) -> NDArray[Any]:
         """Restore one tile: (Y, X) to (scale * Y, scale * X)."""
         dtype = torch.uint8 if raw.dtype.itemsize == 1 else torch.uint16
-        spread = max(level.spread, LEAST_SPREAD)
-        x = self._upload(raw, dtype).to(torch.float32).sub_(level.mean).div_(spread)
+        x = self._upload(raw, dtype).to(torch.float32).sub_(level.mean).div_(level.spread)
         y = run(self._network, x[None, None])[0, 0]
-        y = y.mul(spread).add_(level.mean).round_()  # half to even, as numpy rounds
+        y = y.mul(level.spread).add_(level.mean).round_()  # half to even, as numpy rounds
         return self._download(y.clamp_(0, torch.iinfo(dtype).max).to(dtype))
 
     def _upload(self, raw: Pixels, dtype: torch.dtype) -> Tensor:
@@ -210,6 +214,17 @@ def grey_level(frame: Pixels) -> GreyLevel:
     total = int(frame.sum(dtype=np.uint64))
     squares = int(np.einsum("yx,yx->", frame, frame, dtype=np.uint64, casting="safe"))
     return GreyLevel(total / n, math.sqrt((n * squares - total**2) / n**2))
+
+
+def network_level(record: ModelRecord, frame: GreyLevel, dtype: np.dtype[Any]) -> GreyLevel:
+    """The grey level that `record`'s network sees as 0, and how many grey levels it sees as 1."""
+    match record.normalisation:
+        case "frame-mean-std":
+            return GreyLevel(frame.mean, max(frame.spread, LEAST_SPREAD))
+        case "unit-range":
+            return GreyLevel(0.0, float(np.iinfo(dtype).max))
+        case "linear":
+            return GreyLevel(-record.offset / record.gain, 1 / record.gain)
 
 
 def _device(name: str) -> torch.device:

@@ -22,8 +22,8 @@ from live_sr.train.baselines import (
     lanczos,
     nearest,
 )
-from live_sr.train.files import to_unit
 from live_sr.train.evaluate import simulate
+from live_sr.train.files import to_unit
 from live_sr.train.metrics import psnr
 
 HAS_BM3D = importlib.util.find_spec("bm3d") is not None
