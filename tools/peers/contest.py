@@ -76,6 +76,11 @@ def contest(given: Namespace, console: Console) -> None:
     weights = pssr2.PEERS / f"pssr2-x{given.scale}-{given.loss}-{given.minutes:g}min.pt"
     if given.evaluate_only:
         network, run = read(weights, given.scale)
+        if run["config"] != given.config.read_text(encoding="utf-8"):
+            raise InputError(
+                f"{weights} was trained with other settings than {given.config}, perhaps on what it would be "
+                "scored on: give that --config, or train again"
+            )
     else:
         network, run = train(settings, given, console)
         torch.save({"network": network.state_dict(), "run": run}, weights)
@@ -106,6 +111,7 @@ def contest(given: Namespace, console: Console) -> None:
         cost = {name: record.training.get(name) for name in ("steps", "minutes")}
         cost["threads"] = record.training.get("settings", {}).get("threads") or None
         cost |= {"parameters": record.parameters, "kmac": record.kmac_per_output_pixel}
+        cost["sha256"] = engine.info.sha256
         for found in ground.score(engine, settings, given.data):
             rows.append(row(found, name, found.methods[ground.MODEL], cost))
     for name, methods in classical.items():

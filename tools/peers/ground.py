@@ -22,7 +22,7 @@ from live_sr.train.fit import _generator, _has_bfloat16
 from live_sr.train.settings import TrainSettings, check
 from live_sr.upscaler import Upscaler
 
-MODEL = "live-sr"  # what an evaluation calls the upscaler it was given
+MODEL = evaluate.MODEL  # what an evaluation calls the upscaler it was given
 CONDITIONS = {"dose": evaluate.DOSE, "read_noise": evaluate.READ_NOISE, "seed": 0}
 """The defaults of the evaluation, by which it is called below."""
 
