@@ -1,0 +1,657 @@
+"""Fits a crappifier to a real microscope from low-dose frames and good images that need not show the same place.
+
+Compares statistics only (:mod:`live_sr.train.statistics`): the good images are degraded, measured as the real
+frames were, and every difference is turned into a correction of the parameter that it speaks of, until the two
+agree (indirect inference, Gourieroux, Monfort and Renault 1993). Whatever bends the measurement bends both sides.
+
+What each number comes from, and what it cannot be told apart from:
+
+- *Detector gain and offset* map the grey values of the good images to those of the frames: quantiles of the
+  smoothed frames, which noise hardly changes.
+- *Electrons per pixel* follow from how fast the noise variance rises with the grey value, *read noise* from
+  what is left of it where the good images are black. Black in the good images is taken as no electrons. Where it
+  is some (a stretched contrast), their noise counts as read noise; the frames look the same. Where the noise
+  vanishes at a brighter grey than black, the good images have a pedestal: a step ``contrast`` takes it off.
+- *Blur* is what the spectrum along the lines lacks, beyond the mean over the raw pixel's area.
+- *Line jitter* leaves each line's own spectrum alone and loosens it from the next line.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from scipy.optimize import least_squares
+
+from live_sr.errors import InputError
+from live_sr.frame import Pixels, check_pixels
+from live_sr.train.crappify import (
+    AnyStep,
+    Blur,
+    Contrast,
+    Crappifier,
+    Detector,
+    Dose,
+    LineJitter,
+    Quantise,
+    Undersample,
+    to_toml,
+)
+from live_sr.train.dataset import load_files, to_unit
+from live_sr.train.sheet import Row, draw_sheet
+from live_sr.train.statistics import Curves, Float, Measured, Tiles, cut, grey_levels, measure
+
+EDGE = 64  # raw pixels of a tile: long enough for a spectrum, short enough for many tiles
+MIN_TILES = 4  # of frames and of good images: fewer say nothing about how sure a number is
+MAX_TILES = 256  # of each; 1 million raw pixels pin every parameter to a few per cent
+SIMULATED_PIXELS = 2**19  # raw, at least, each round: the simulation's own scatter stays below the frames'
+BATCH = 16  # tiles degraded at once: bounds memory
+ROUNDS = 7  # corrections; the last changes nothing beyond the scatter
+DAMPING = 0.8  # of each correction: that of the blur overshoots, because blur acts along y too
+GROUPS = 12  # for the jackknife
+SURE = 2.0  # standard errors from zero, below which nothing was detected
+NARROW = 0.05  # least half-width of a range, as a share of the value: networks should not learn one exact dose
+SHARES = np.linspace(0.04, 0.96, 24)  # quantiles that map grey values; rarer ones are specks
+SKIP = 2  # lowest frequencies of a tile: their power is that of the place, not of the microscope
+MOST_ELECTRONS = 1e6  # per pixel: beyond it no noise is seen in 16 bits
+SATURATED = 0.01  # share of the pixels at black or white that spoils variances
+PICTURES, PICTURE_EDGE = 4, 256
+LOW, HIGH = "low-dose frame", "high-resolution image"
+LIMITS = {"photon_transfer": 0.1, "power_spectrum": 0.15, "histogram": 0.15, "line_correlation": 0.05}
+"""Misfit of each statistic beyond which the fit is not to be trusted: two sets of frames of one specimen and
+microscope, from places apart, stay below half of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One number about the microscope.
+
+    Attributes
+    ----------
+    value : float
+        0 where nothing was detected.
+    uncertainty : float
+        One standard error, from leaving out parts of the frames and of the good images (jackknife). Where
+        nothing was detected, the value that it is most likely below.
+    unit : str
+    """
+
+    value: float
+    uncertainty: float
+    unit: str
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """How far the fitted frames are from the real ones; 0 is perfect, for limits see :data:`LIMITS`.
+
+    Attributes
+    ----------
+    photon_transfer : float
+        Relative difference of the noise (standard deviation), root mean square over grey levels.
+    power_spectrum : float
+        Difference of the amplitude's natural logarithm, root mean square over frequencies.
+    histogram : float
+        Mean distance that grey values must be moved by, in standard deviations of the real frames.
+    line_correlation : float
+        Difference of the correlation coefficients along and across the lines, root mean square over lags.
+    """
+
+    photon_transfer: float
+    power_spectrum: float
+    histogram: float
+    line_correlation: float
+
+    @property
+    def overall(self) -> float:
+        """The worst misfit as a multiple of its limit: above 1, do not trust the fit."""
+        return max(getattr(self, name) / limit for name, limit in LIMITS.items())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fit:
+    """A microscope as the frames show it.
+
+    Attributes
+    ----------
+    crappifier : Crappifier
+        Ready to train with: each range is the fitted value plus and minus two standard errors, at least 5 %.
+    scale : int
+        Truth pixels for each raw pixel.
+    parameters : dict of str to Parameter
+        ``electrons_per_pixel`` (at full scale of the good images), ``detector_gain``, ``detector_offset`` and
+        ``read_noise`` (fractions of full scale), ``blur_px`` and ``line_jitter_px`` (truth pixels, standard
+        deviations), ``pedestal`` (of the good images, fraction of full scale).
+    quality : Quality
+    warnings : tuple of str
+        Reasons not to trust the fit, each a sentence; empty where there is none.
+    real, fitted : Curves
+        Statistics of the real frames, and of the good images degraded with the fitted values.
+    real_frames, fitted_frames : sequence of (Y, X) float32 in [0, 1]
+        A few, to look at.
+    """
+
+    crappifier: Crappifier
+    scale: int
+    parameters: dict[str, Parameter]
+    quality: Quality
+    warnings: tuple[str, ...]
+    real: Curves
+    fitted: Curves
+    real_frames: Sequence[NDArray[np.float32]]
+    fitted_frames: Sequence[NDArray[np.float32]]
+
+    def __str__(self) -> str:
+        """A table of the parameters and of the fit's quality."""
+        lines = [f"crappifier {self.crappifier.id}, x{self.scale}", ""]
+        for name, p in self.parameters.items():
+            value = f"{p.value:10.4g} ± {p.uncertainty:.2g}" if p.value else f"         - (below {p.uncertainty:.2g})"
+            lines.append(f"  {name:<20}{value:<24}{p.unit}")
+        lines += ["", f"  {'misfit':<20}{'':>10}  limit"]
+        for name, limit in LIMITS.items():
+            lines.append(f"  {name:<20}{getattr(self.quality, name):10.3f}  {limit:g}")
+        verdict = "do not trust this fit" if self.quality.overall > 1 else "fits"
+        lines.append(f"  {'overall':<20}{self.quality.overall:10.2f}  1: {verdict}")
+        return "\n".join([*lines, *(f"\nwarning: {text}" for text in self.warnings)])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Parameters, quality and warnings, as JSON can hold them."""
+        return {
+            "id": self.crappifier.id,
+            "scale": self.scale,
+            "parameters": {name: asdict(p) for name, p in self.parameters.items()},
+            "quality": {**asdict(self.quality), "overall": self.quality.overall},
+            "warnings": list(self.warnings),
+            "crappifier": to_toml(self.crappifier),
+        }
+
+    def picture(self) -> bytes:
+        """A PNG: frames, real above fitted, in the same window of grey values; below them the four curves."""
+        low, high = np.quantile(np.concatenate([f.ravel() for f in self.real_frames]), (0.002, 0.998))
+        rows = [
+            Row(title, [np.asarray((f - low) / max(high - low, 1e-6), np.float32) for f in frames])
+            for title, frames in (
+                ("real low-dose frames", self.real_frames),
+                ("good images of other places, degraded by the fit", self.fitted_frames),
+            )
+        ]
+        sheet = Image.open(io.BytesIO(draw_sheet([], rows, cell=PICTURE_EDGE))).convert("RGB")
+        curves = Image.open(io.BytesIO(_draw_curves(self.real, self.fitted))).convert("RGB")
+        page = Image.new("RGB", (max(sheet.width, curves.width), sheet.height + curves.height), "white")
+        page.paste(sheet, ((page.width - sheet.width) // 2, 0))
+        page.paste(curves, ((page.width - curves.width) // 2, sheet.height))
+        out = io.BytesIO()
+        page.save(out, "PNG")
+        return out.getvalue()
+
+
+def fit_crappifier(
+    low: Sequence[Pixels],
+    high: Sequence[Pixels],
+    *,
+    scale: int,
+    id: str = "fitted",
+    seed: int = 0,
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> Fit:
+    """Find the crappifier that makes good images look, statistically, like real low-dose frames.
+
+    Parameters
+    ----------
+    low : sequence of (Y, X) uint8 or uint16
+        Low-dose frames, all from one setting of the microscope.
+    high : sequence of (Y, X) uint8 or uint16
+        Good images of the same kind of specimen, of any place; their pixels are `scale` times smaller.
+    id : str
+        Of the crappifier.
+    seed : int
+        Of the simulated noise: the same seed gives the same fit.
+    progress : callable, optional
+        Wraps the rounds while they are worked through, for example ``rich.progress.track``.
+
+    Raises
+    ------
+    InputError
+        When there is no image, one is not a grey plane of uint8 or uint16, they are too small or empty of
+        structure, or the low-dose frames differ in type.
+    """
+    if scale < 1:
+        raise InputError(f"scale {scale} must be 1 or more: truth pixels for each raw pixel")
+    real_frames, bits = _check(low, LOW, EDGE)
+    good_images, _ = _check(high, HIGH, EDGE * scale)
+    rng = np.random.default_rng(seed)
+    frames = _some(cut(real_frames, EDGE), rng)
+    truth = torch.from_numpy(_some(cut(good_images, EDGE * scale), rng))[:, None]
+    levels = grey_levels(frames)
+    measured = measure(frames, levels)
+    real = measured.pool()
+
+    def simulate(at: _Microscope) -> Measured:
+        return measure(_degrade(truth, at.crappifier(id, bits), scale, seed), levels)
+
+    at = _first_guess(real, truth, scale)
+    for _ in progress(range(ROUNDS)):
+        change = np.subtract(_correct(at, real, simulate(at).pool(), scale), at)
+        at = _Microscope(*np.add(at, DAMPING * change)).possible()
+    simulated = simulate(at)
+    pooled = simulated.pool()
+    best = _correct(at, real, pooled, scale)
+    parts = (
+        [_correct(at, part.pool(), pooled, scale) for part in _leave_out(measured)],
+        [_correct(at, real, part.pool(), scale) for part in _leave_out(simulated)],
+    )
+    known = _Known(best, parts, real.mean)
+    final = known.settled.crappifier(id, bits)
+    fitted = simulate(known.settled).pool()
+    quality = _compare(real, fitted)
+    crops = torch.from_numpy(np.stack(_crops(good_images, PICTURE_EDGE, scale)))[:, None]
+    return Fit(
+        crappifier=known.settled.crappifier(id, bits, known.parameters()),
+        scale=scale,
+        parameters=known.parameters(),
+        quality=quality,
+        warnings=tuple(_warnings(known, quality, frames)),
+        real=real,
+        fitted=fitted,
+        real_frames=_crops(real_frames, PICTURE_EDGE, 1),
+        fitted_frames=list(_degrade(crops, final, scale, seed, repeat=False)),
+    )
+
+
+def run_fit(low: Path, high: Path, *, scale: int, out: Path, picture: Path | None, console: Console) -> Fit:
+    """Fit to the images of two folders, print the table, and write the crappifier.
+
+    Parameters
+    ----------
+    low, high : Path
+        Folders with TIFF or PNG files: low-dose frames, and good images of other places.
+    out : Path
+        TOML file to write; its name becomes the crappifier's id.
+    picture : Path or None
+        PNG file to write.
+
+    Raises
+    ------
+    InputError
+        When a folder has no usable image, and as :func:`fit_crappifier`.
+    """
+    frames, images = (
+        [image for file in load_files([folder], ["*"]) for image in file.images] for folder in (low, high)
+    )
+    console.print(f"{len(frames)} low-dose frames, {len(images)} good images")
+    fit = fit_crappifier(
+        frames,
+        images,
+        scale=scale,
+        id=out.stem,
+        progress=lambda rounds: track(rounds, description="fitting", console=console, transient=True),
+    )
+    console.print(str(fit), markup=False, highlight=False)
+    out.write_text(to_toml(fit.crappifier), encoding="utf-8")
+    console.print(f"wrote {out}", highlight=False)
+    if picture:
+        picture.write_bytes(fit.picture())
+        console.print(f"wrote {picture}", highlight=False)
+    return fit
+
+
+class _Microscope(NamedTuple):
+    """What the statistics speak of; lengths in truth pixels, the rest in fractions of full scale."""
+
+    gain: float  # grey values of the frame per grey value of the good images
+    black: float  # grey value of the frame where the good images are black
+    per_electron: float  # rise of the noise variance with the grey value
+    floor: float  # noise variance at `black`; below 0 where the noise vanishes at a brighter grey
+    blur: float  # variance, truth pixels squared
+    jitter: float  # variance, truth pixels squared
+
+    def possible(self) -> _Microscope:
+        """The nearest that can be simulated."""
+        gain = max(self.gain, 1e-4)
+        return self._replace(
+            gain=gain,
+            per_electron=max(self.per_electron, gain / MOST_ELECTRONS),
+            blur=max(self.blur, 0.0),
+            jitter=max(self.jitter, 0.0),
+        )
+
+    @property
+    def electrons(self) -> float:
+        """Per raw pixel, where the good images are at full scale."""
+        return self.gain / self.per_electron
+
+    @property
+    def pedestal(self) -> float:
+        """Grey value of the good images where the noise vanishes, if that is above their black."""
+        return max(-self.floor, 0.0) / (self.per_electron * self.gain)
+
+    @property
+    def offset(self) -> float:
+        """Grey value of the frame without electrons."""
+        return self.black + self.pedestal * self.gain
+
+    def crappifier(self, id: str, bits: int, known: dict[str, Parameter] | None = None) -> Crappifier:
+        """Steps with these values; ranges where it is `known` how sure they are."""
+
+        def around(name: str, value: float) -> tuple[float, float]:
+            if not known:
+                return value, value
+            half = max(SURE * known[name].uncertainty, NARROW * abs(value))
+            return (max(value - half, 0.05 * value), value + half) if value > 0 else (value - half, value + half)
+
+        steps: list[AnyStep] = []
+        if self.blur > 0:
+            steps.append(Blur(sigma_px=around("blur_px", math.sqrt(self.blur))))
+        if self.jitter > 0:
+            steps.append(LineJitter(sd_px=around("line_jitter_px", math.sqrt(self.jitter))))
+        steps.append(Undersample(method="area"))
+        if self.pedestal > 0:
+            low, high = around("pedestal", self.pedestal)
+            steps.append(Contrast(offset=(-min(high, 1.0), -low)))
+        steps.append(Dose(counts=around("electrons_per_pixel", self.electrons)))
+        read_noise = math.sqrt(max(self.floor, 0.0))
+        steps.append(
+            Detector(
+                gain=around("detector_gain", self.gain),
+                offset=around("detector_offset", self.offset),
+                read_noise=around("read_noise", read_noise) if read_noise else (0.0, 0.0),
+            )
+        )
+        steps.append(Quantise(bits=bits))
+        return Crappifier(id=id, description="fitted to real low-dose frames", steps=tuple(steps))
+
+
+class _Known:
+    """The estimate with what leaving out parts of the data does to it.
+
+    Parameters
+    ----------
+    best : _Microscope
+        From all data.
+    parts : sequence of sequence of _Microscope
+        Of each kind of data (frames, good images), with one part left out at a time.
+    mean : float
+        Grey value of the real frames.
+    """
+
+    def __init__(self, best: _Microscope, parts: Sequence[Sequence[_Microscope]], mean: float) -> None:
+        self.best, self._parts, self._mean = best, parts, mean
+        error = _Microscope(*_jackknife(parts))
+        self.error = error
+        self._no_floor = abs(best.floor) < SURE * error.floor
+        self._no_blur = best.blur < SURE * error.blur
+        self._no_jitter = best.jitter < SURE * error.jitter
+        self.settled = self._settle(best)
+
+    def parameters(self) -> dict[str, Parameter]:
+        """All numbers, with units."""
+        at = self.settled
+        parts = [[self._settle(p) for p in kind] for kind in self._parts]
+        electrons, offset, pedestal = _jackknife(
+            [[(p.electrons, p.offset, p.pedestal) for p in kind] for kind in parts]
+        )
+        full = "of full scale"
+        found = {
+            "electrons_per_pixel": Parameter(at.electrons, electrons, "electrons per raw pixel at full scale"),
+            "detector_gain": Parameter(at.gain, self.error.gain, f"{full} per full scale of the good images"),
+            "detector_offset": Parameter(at.offset, offset, full),
+            "read_noise": _root(at.floor, self.best.floor, self.error.floor, full),
+            "blur_px": _root(at.blur, self.best.blur, self.error.blur, "truth pixels, sigma"),
+            "line_jitter_px": _root(
+                at.jitter, self.best.jitter, self.error.jitter, "truth pixels, standard deviation"
+            ),
+        }
+        if at.pedestal:
+            found["pedestal"] = Parameter(at.pedestal, pedestal, f"{full} of the good images")
+        return found
+
+    def _settle(self, at: _Microscope) -> _Microscope:
+        """Without what was not detected; all noise is the electrons' where no read noise was."""
+        at = at.possible()
+        if self._no_floor:
+            variance = at.floor + at.per_electron * (self._mean - at.black)
+            at = at._replace(floor=0.0, per_electron=variance / max(self._mean - at.black, 1e-6))
+        if self._no_blur:
+            at = at._replace(blur=0.0)
+        if self._no_jitter:
+            at = at._replace(jitter=0.0)
+        return at.possible()
+
+
+def _root(settled: float, best: float, error: float, unit: str) -> Parameter:
+    """A standard deviation from a variance and its standard error."""
+    if settled > 0:
+        return Parameter(math.sqrt(settled), error / (2 * math.sqrt(settled)), unit)
+    return Parameter(0.0, math.sqrt(max(best, 0.0) + SURE * error), unit)
+
+
+def _first_guess(real: Curves, truth: torch.Tensor, scale: int) -> _Microscope:
+    """From the frames alone, and the mean over each raw pixel of the good images; no blur, no jitter."""
+    clean = torch.nn.functional.avg_pool2d(truth, scale)[:, 0].numpy()
+    seen = measure(clean, grey_levels(clean)).pool()
+    gain, black = np.polyfit(seen.quantiles(SHARES), real.quantiles(SHARES), 1)
+    at, slope = _noise_line(real, real.mean)
+    floor = at - slope * (real.mean - black)
+    return _Microscope(float(gain), float(black), slope, floor, 0.0, 0.0).possible()
+
+
+def _correct(at: _Microscope, real: Curves, simulated: Curves, scale: int) -> _Microscope:
+    """What the microscope must be for `simulated`, made with `at`, to become `real`; to first order."""
+    stretch, shift = np.polyfit(simulated.quantiles(SHARES), real.quantiles(SHARES), 1)
+    gain, black = at.gain * float(stretch), at.black * float(stretch) + float(shift)
+
+    noise, slope = _noise_line(real, real.mean)
+    noise_then, slope_then = _noise_line(simulated, real.mean)
+    per_electron = at.per_electron + slope - slope_then
+    variance = at.floor + at.per_electron * (real.mean - at.black) + noise - noise_then
+    floor = variance - per_electron * (real.mean - black)
+
+    white = at.floor + at.per_electron * (simulated.mean - at.black)
+    power = simulated.along - white
+    wanted = real.along - white * real.noise / simulated.noise
+    blur = _narrowing(real.frequency, wanted / power, power / simulated.along)
+    scatter = np.hypot(simulated.along, simulated.across)
+    both = _narrowing(real.frequency, real.across / simulated.across, np.abs(simulated.across) / scatter)
+    raw_px2 = scale**2
+    return _Microscope(
+        gain, black, per_electron, floor, at.blur + blur * raw_px2, at.jitter + (both - blur) * raw_px2
+    )
+
+
+def _noise_line(curves: Curves, level: float) -> tuple[float, float]:
+    """Variance at a grey level and its slope, by weighted least squares over the photon-transfer curve."""
+    use = (curves.count > 0) & (curves.variance > 0)
+    if use.sum() < 2:
+        return curves.noise, 0.0
+    weight = np.sqrt(curves.count[use]) / curves.variance[use]
+    slope, at = np.polyfit(curves.level[use] - level, curves.variance[use], 1, w=weight)
+    return float(at), float(slope)
+
+
+def _narrowing(frequency: Float, ratio: Float, signal: Float) -> float:
+    """Variance (pixels squared) of the Gaussian whose transfer turns one power spectrum into another.
+
+    Parameters
+    ----------
+    frequency, ratio : (F,)
+        Cycles per pixel, and the power spectrum over that of the other.
+    signal : (F,)
+        Share of the power that is no noise: the weights.
+    """
+    use = (np.arange(len(frequency)) >= SKIP) & (signal > 0) & np.isfinite(ratio)
+    f2, ratio, weight = (2 * math.pi * frequency[use]) ** 2, ratio[use], signal[use]
+
+    def misfit(p: Float) -> Float:
+        return np.asarray(weight * (np.exp(p[0] - p[1] * f2) - ratio))
+
+    found = least_squares(misfit, (0.0, 0.0), bounds=((-3.0, -2.0), (3.0, 4.0)))
+    return float(found.x[1])
+
+
+def _degrade(
+    truth: torch.Tensor, crappifier: Crappifier, scale: int, seed: int, repeat: bool = True
+) -> Tiles:
+    """(T, 1, scale * Y, scale * X) to (T', Y, X), more than once where there are few; always the same noise."""
+    generator = torch.Generator().manual_seed(seed)
+    raw_pixels = truth.numel() // scale**2
+    times = -(-SIMULATED_PIXELS // raw_pixels) if repeat else 1
+    # copies of a tile follow each other, so that the jackknife leaves out all of them
+    parts = truth.repeat_interleave(times, 0).split(BATCH)
+    return torch.cat([crappifier(part, scale, generator)[:, 0] for part in parts]).numpy()
+
+
+def _leave_out(measured: Measured) -> list[Measured]:
+    groups = min(GROUPS, len(measured))
+    return [measured.without(group, groups) for group in range(groups)]
+
+
+def _jackknife(kinds: Sequence[Sequence[Sequence[float]]]) -> Float:
+    """Standard errors of each number: of all kinds of data together."""
+    variance = 0.0
+    for kind in kinds:
+        values = np.asarray(kind, np.float64)  # (groups, numbers)
+        variance = variance + (len(values) - 1) * values.var(0)
+    return np.asarray(np.sqrt(variance))
+
+
+def _compare(real: Curves, fitted: Curves) -> Quality:
+    count = np.minimum(real.count, fitted.count)
+    use = (count > 0) & (real.variance > 0) & (fitted.variance > 0)
+    noise = np.sqrt(real.variance[use] / fitted.variance[use]) - 1
+    amplitude = np.log(real.power[1:] / fitted.power[1:]) / 2
+    share = np.diff(real.cumulative, prepend=0.0)
+    spread = math.sqrt(float((share * real.grey**2).sum() - (share * real.grey).sum() ** 2))
+    moved = float(np.abs(real.cumulative - fitted.cumulative).mean())
+    correlation = np.concatenate(
+        [real.along_lines - fitted.along_lines, real.across_lines - fitted.across_lines]
+    )
+    return Quality(
+        photon_transfer=float(np.sqrt(np.average(noise**2, weights=count[use]))) if use.any() else math.inf,
+        power_spectrum=float(np.sqrt((amplitude**2).mean())),
+        histogram=moved / spread,
+        line_correlation=float(np.sqrt((correlation**2).mean())),
+    )
+
+
+def _warnings(known: _Known, quality: Quality, frames: Tiles) -> Iterable[str]:
+    for name, limit in LIMITS.items():
+        if (misfit := getattr(quality, name)) > limit:
+            yield (
+                f"{name.replace('_', ' ')} misfits by {misfit:.2f} where {limit:g} is the limit: the good images "
+                "may show another kind of specimen or another pixel size, or the microscope does something that "
+                "the fit does not know; compare the curves in the picture"
+            )
+    for name, limit_grey in (("black", 0.0), ("white", 1.0)):
+        if (share := float((frames == limit_grey).mean())) > SATURATED:
+            yield (
+                f"{share:.0%} of the low-dose pixels are {name}: noise is cut off there and measured too small; "
+                "take the frames with another brightness or contrast"
+            )
+    best, error = known.best, known.error
+    if best.per_electron < SURE * error.per_electron:
+        yield (
+            "the noise does not rise with the signal, so the number of electrons is a guess: "
+            "frames that were filtered or averaged cannot be fitted, use them as they left the detector"
+        )
+    if best.floor < -SURE * error.floor:
+        yield (
+            f"the noise vanishes at a grey value of {known.settled.pedestal:.2f} of the good images, not at their "
+            "black: they have a pedestal, or contrast and brightness of the two were set apart; it is taken off "
+            "in a step 'contrast'"
+        )
+    if best.blur < -SURE * error.blur:
+        yield (
+            "the low-dose frames are sharper than the mean over each raw pixel: if the beam is finer than the "
+            "raw pixel, set the method of the step 'undersample' to 'point'; otherwise check --scale"
+        )
+
+
+def _check(images: Sequence[Pixels], what: str, edge: int) -> tuple[list[NDArray[np.float32]], int]:
+    """Images in [0, 1], and the bits of the first."""
+    if not images:
+        raise InputError(f"no {what} to fit to: give at least one (Y, X) image, uint8 or uint16")
+    for number, image in enumerate(images, start=1):
+        try:
+            check_pixels(image)
+        except InputError as e:
+            raise InputError(f"{what} {number} of {len(images)}: {e}") from e
+    if what == LOW and len({image.dtype for image in images}) > 1:
+        raise InputError(
+            "the low-dose frames mix uint8 and uint16: they come from two settings, fit each by itself"
+        )
+    tiles = sum((image.shape[0] // edge) * (image.shape[1] // edge) for image in images)
+    if tiles < MIN_TILES:
+        largest = max((image.shape for image in images), key=math.prod)
+        raise InputError(
+            f"the {what}s are too small, the largest {largest}: the fit needs {MIN_TILES} areas of {edge} x {edge} "
+            f"pixels, for example one image of {2 * edge} x {2 * edge}"
+        )
+    if all(int(image.max()) == int(image.min()) for image in images):
+        raise InputError(f"every {what} is one even grey: there is nothing to compare, use images of a specimen")
+    return [to_unit(image) for image in images], images[0].dtype.itemsize * 8
+
+
+def _some(tiles: Tiles, rng: np.random.Generator) -> Tiles:
+    """At most MAX_TILES of them, in their order."""
+    if len(tiles) <= MAX_TILES:
+        return tiles
+    return tiles[np.sort(rng.choice(len(tiles), MAX_TILES, replace=False))]
+
+
+def _crops(images: Sequence[NDArray[np.float32]], edge: int, scale: int) -> list[NDArray[np.float32]]:
+    """The middle of a few images, as large as all of them allow and `edge` raw pixels at most."""
+    chosen = [images[i] for i in np.unique(np.linspace(0, len(images) - 1, PICTURES).astype(int))]
+    size = min(edge, *(min(image.shape) // scale for image in chosen)) * scale
+    crops = []
+    for image in chosen:
+        y, x = ((n - size) // 2 for n in image.shape)
+        crops.append(np.ascontiguousarray(image[y : y + size, x : x + size]))
+    return crops
+
+
+def _draw_curves(real: Curves, fitted: Curves) -> bytes:
+    figure = Figure(figsize=(10.5, 7.0), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    noise, spectrum, histogram, lines = figure.subplots(2, 2).ravel()
+    for curves, style, name in ((real, "o", "real"), (fitted, "-", "fitted")):
+        colour = "black" if name == "real" else "tab:red"
+        look: dict[str, Any] = {"color": colour, "markersize": 3.5, "linewidth": 1.4}
+        use = curves.count > 0
+        noise.plot(curves.level[use], curves.variance[use], style, label=name, **look)
+        spectrum.plot(curves.radius[1:], curves.power[1:], style, label=name, **look)
+        grey, density = _density(curves)
+        histogram.plot(grey, density, style, label=name, **look)
+        lines.plot(curves.lag, curves.along_lines, style, label=f"{name}, along lines", **look)
+        look |= {"markerfacecolor": "white", "linestyle": "" if name == "real" else "--"}
+        lines.plot(curves.lag, curves.across_lines, style[0], label=f"{name}, from line to line", **look)
+    noise.set(title="photon transfer", xlabel="mean grey value / full scale", ylabel="noise variance")
+    noise.set_ylim(bottom=0)
+    spectrum.set(title="power spectrum", xlabel="cycles per raw pixel", ylabel="power", yscale="log")
+    histogram.set(title="histogram", xlabel="grey value / full scale", ylabel="density")
+    lines.set(title="line correlation", xlabel="distance / raw pixels", ylabel="correlation coefficient")
+    for axes in (noise, spectrum, histogram, lines):
+        axes.legend(frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    out = io.BytesIO()
+    figure.savefig(out, format="png")
+    return out.getvalue()
+
+
+def _density(curves: Curves) -> tuple[Float, Float]:
+    """Histogram in 64 bins over the grey values that occur."""
+    low, high = np.interp((0.001, 0.999), curves.cumulative, curves.grey)
+    bounds = np.linspace(low, high, 65)
+    share = np.diff(np.interp(bounds, curves.grey, curves.cumulative))
+    return (bounds[1:] + bounds[:-1]) / 2, share / (bounds[1] - bounds[0])
