@@ -1,19 +1,21 @@
-"""Fits a crappifier to a real microscope from low-dose frames and good images that need not show the same place.
+"""Fits a crappifier to a real microscope: from low-dose frames, and good images that may show other places.
 
 Compares statistics only (:mod:`live_sr.train.statistics`): the good images are degraded, measured as the real
 frames were, and every difference is turned into a correction of the parameter that it speaks of, until the two
-agree (indirect inference, Gourieroux, Monfort and Renault 1993). Whatever bends the measurement bends both sides.
+agree (indirect inference, Gourieroux, Monfort and Renault 1993). Whatever distorts the measurement then
+distorts both sides alike.
 
 What each number comes from, and what it cannot be told apart from:
 
 - *Detector gain and offset* map the grey values of the good images to those of the frames: quantiles of the
   smoothed frames, which noise hardly changes.
 - *Electrons per pixel* follow from how fast the noise variance rises with the grey value, *read noise* from
-  what is left of it where the good images are black. Black in the good images is taken as no electrons. Where it
-  is some (a stretched contrast), their noise counts as read noise; the frames look the same. Where the noise
-  vanishes at a brighter grey than black, the good images have a pedestal: a step ``contrast`` takes it off.
+  what is left of it where the good images are black. Black there is taken as no electrons. Where it is some (a
+  stretched contrast), their noise counts as read noise; the frames look the same. Where the noise vanishes at a
+  brighter grey than black, the good images have a pedestal: a step ``contrast`` takes it off.
 - *Blur* is what the spectrum along the lines lacks, beyond the mean over the raw pixel's area.
 - *Line jitter* leaves each line's own spectrum alone and loosens it from the next line.
+- A wrong pixel size or another specimen may pass as blur and jitter: the fit trusts `scale`.
 """
 
 from __future__ import annotations
@@ -56,15 +58,17 @@ from live_sr.train.statistics import Curves, Float, Measured, Tiles, cut, grey_l
 EDGE = 64  # raw pixels of a tile: long enough for a spectrum, short enough for many tiles
 MIN_TILES = 4  # of frames and of good images: fewer say nothing about how sure a number is
 MAX_TILES = 256  # of each; 1 million raw pixels pin every parameter to a few per cent
-SIMULATED_PIXELS = 2**19  # raw, at least, each round: the simulation's own scatter stays below the frames'
+SIMULATED_PIXELS = 2**18  # raw, at least, each round; all rounds together outnumber a few frames
 BATCH = 16  # tiles degraded at once: bounds memory
-ROUNDS = 7  # corrections; the last changes nothing beyond the scatter
+ROUNDS = 9  # simulations, each with its own noise
+BURN_IN = 3  # of them, until only scatter is left; the estimates of the others are averaged
 DAMPING = 0.8  # of each correction: that of the blur overshoots, because blur acts along y too
 GROUPS = 12  # for the jackknife
 SURE = 2.0  # standard errors from zero, below which nothing was detected
 NARROW = 0.05  # least half-width of a range, as a share of the value: networks should not learn one exact dose
 SHARES = np.linspace(0.04, 0.96, 24)  # quantiles that map grey values; rarer ones are specks
 SKIP = 2  # lowest frequencies of a tile: their power is that of the place, not of the microscope
+MOST_GAIN = 100.0  # of full scale: good images with less contrast than 1 % show nothing
 MOST_ELECTRONS = 1e6  # per pixel: beyond it no noise is seen in 16 bits
 SATURATED = 0.01  # share of the pixels at black or white that spoils variances
 PICTURES, PICTURE_EDGE = 4, 256
@@ -117,7 +121,7 @@ class Quality:
     @property
     def overall(self) -> float:
         """The worst misfit as a multiple of its limit: above 1, do not trust the fit."""
-        return max(getattr(self, name) / limit for name, limit in LIMITS.items())
+        return max(float(getattr(self, name)) / limit for name, limit in LIMITS.items())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -157,13 +161,13 @@ class Fit:
         """A table of the parameters and of the fit's quality."""
         lines = [f"crappifier {self.crappifier.id}, x{self.scale}", ""]
         for name, p in self.parameters.items():
-            value = f"{p.value:10.4g} ± {p.uncertainty:.2g}" if p.value else f"         - (below {p.uncertainty:.2g})"
-            lines.append(f"  {name:<20}{value:<24}{p.unit}")
-        lines += ["", f"  {'misfit':<20}{'':>10}  limit"]
+            value = f"{p.value:.4g} ± {p.uncertainty:.2g}" if p.value else f"- (below {p.uncertainty:.2g})"
+            lines.append(f"  {name:<22}{value:<20}{p.unit}")
+        lines += ["", f"  {'misfit':<22}{'':<10}limit"]
         for name, limit in LIMITS.items():
-            lines.append(f"  {name:<20}{getattr(self.quality, name):10.3f}  {limit:g}")
-        verdict = "do not trust this fit" if self.quality.overall > 1 else "fits"
-        lines.append(f"  {'overall':<20}{self.quality.overall:10.2f}  1: {verdict}")
+            lines.append(f"  {name:<22}{getattr(self.quality, name):<10.3f}{limit:g}")
+        verdict = "do not trust this fit" if self.quality.overall > 1 else "within its limits"
+        lines.append(f"  {'overall':<22}{self.quality.overall:<10.2f}1: {verdict}")
         return "\n".join([*lines, *(f"\nwarning: {text}" for text in self.warnings)])
 
     def as_dict(self) -> dict[str, Any]:
@@ -187,7 +191,8 @@ class Fit:
                 ("good images of other places, degraded by the fit", self.fitted_frames),
             )
         ]
-        sheet = Image.open(io.BytesIO(draw_sheet([], rows, cell=PICTURE_EDGE))).convert("RGB")
+        cell = max(self.real_frames[0].shape)
+        sheet = Image.open(io.BytesIO(draw_sheet([], rows, cell=cell))).convert("RGB")
         curves = Image.open(io.BytesIO(_draw_curves(self.real, self.fitted))).convert("RGB")
         page = Image.new("RGB", (max(sheet.width, curves.width), sheet.height + curves.height), "white")
         page.paste(sheet, ((page.width - sheet.width) // 2, 0))
@@ -238,25 +243,30 @@ def fit_crappifier(
     measured = measure(frames, levels)
     real = measured.pool()
 
-    def simulate(at: _Microscope) -> Measured:
-        return measure(_degrade(truth, at.crappifier(id, bits), scale, seed), levels)
+    def simulate(at: _Microscope, round_: int) -> Measured:
+        return measure(_degrade(truth, at.crappifier(id, bits), scale, seed + round_), levels)
 
     at = _first_guess(real, truth, scale)
-    for _ in progress(range(ROUNDS)):
-        change = np.subtract(_correct(at, real, simulate(at).pool(), scale), at)
-        at = _Microscope(*np.add(at, DAMPING * change)).possible()
-    simulated = simulate(at)
-    pooled = simulated.pool()
-    best = _correct(at, real, pooled, scale)
+    estimates = []
+    for round_ in progress(range(ROUNDS)):
+        at = at.possible(levels[0])
+        simulated = simulate(at, round_)
+        pooled, used = simulated.pool(), at
+        estimates.append(_correct(used, real, pooled, scale))
+        at = _Microscope(*(np.asarray(used) + DAMPING * np.subtract(estimates[-1], used)))
+    best = _Microscope(*np.mean(estimates[BURN_IN:], axis=0))
     parts = (
-        [_correct(at, part.pool(), pooled, scale) for part in _leave_out(measured)],
-        [_correct(at, real, part.pool(), scale) for part in _leave_out(simulated)],
+        [_correct(used, part.pool(), pooled, scale) for part in _leave_out(measured)],
+        [_correct(used, real, part.pool(), scale) for part in _leave_out(simulated)],
     )
-    known = _Known(best, parts, real.mean)
+    known = _Known(best, parts, real.mean, float(levels[0]))
     final = known.settled.crappifier(id, bits)
-    fitted = simulate(known.settled).pool()
+    fitted = simulate(known.settled, ROUNDS).pool()
     quality = _compare(real, fitted)
-    crops = torch.from_numpy(np.stack(_crops(good_images, PICTURE_EDGE, scale)))[:, None]
+    size = min(
+        PICTURE_EDGE, *(min(i.shape) for i in real_frames), *(min(i.shape) // scale for i in good_images)
+    )
+    crops = torch.from_numpy(np.stack(_crops(good_images, size * scale)))[:, None]
     return Fit(
         crappifier=known.settled.crappifier(id, bits, known.parameters()),
         scale=scale,
@@ -265,7 +275,7 @@ def fit_crappifier(
         warnings=tuple(_warnings(known, quality, frames)),
         real=real,
         fitted=fitted,
-        real_frames=_crops(real_frames, PICTURE_EDGE, 1),
+        real_frames=_crops(real_frames, size),
         fitted_frames=list(_degrade(crops, final, scale, seed, repeat=False)),
     )
 
@@ -317,12 +327,16 @@ class _Microscope(NamedTuple):
     blur: float  # variance, truth pixels squared
     jitter: float  # variance, truth pixels squared
 
-    def possible(self) -> _Microscope:
-        """The nearest that can be simulated."""
-        gain = max(self.gain, 1e-4)
+    def possible(self, darkest: float) -> _Microscope:
+        """The nearest that can be simulated; noise must not vanish above the `darkest` grey of the frames."""
+        gain = min(max(self.gain, 1e-4), MOST_GAIN)
+        black = min(max(self.black, -1.0), 1.0)
+        per_electron = max(self.per_electron, gain / MOST_ELECTRONS)
         return self._replace(
             gain=gain,
-            per_electron=max(self.per_electron, gain / MOST_ELECTRONS),
+            black=black,
+            per_electron=per_electron,
+            floor=max(self.floor, -per_electron * max(darkest - black, 0.0)),
             blur=max(self.blur, 0.0),
             jitter=max(self.jitter, 0.0),
         )
@@ -349,7 +363,9 @@ class _Microscope(NamedTuple):
             if not known:
                 return value, value
             half = max(SURE * known[name].uncertainty, NARROW * abs(value))
-            return (max(value - half, 0.05 * value), value + half) if value > 0 else (value - half, value + half)
+            return (
+                (max(value - half, 0.05 * value), value + half) if value > 0 else (value - half, value + half)
+            )
 
         steps: list[AnyStep] = []
         if self.blur > 0:
@@ -382,12 +398,14 @@ class _Known:
         From all data.
     parts : sequence of sequence of _Microscope
         Of each kind of data (frames, good images), with one part left out at a time.
-    mean : float
-        Grey value of the real frames.
+    mean, darkest : float
+        Grey values of the real frames.
     """
 
-    def __init__(self, best: _Microscope, parts: Sequence[Sequence[_Microscope]], mean: float) -> None:
-        self.best, self._parts, self._mean = best, parts, mean
+    def __init__(
+        self, best: _Microscope, parts: Sequence[Sequence[_Microscope]], mean: float, darkest: float
+    ) -> None:
+        self.best, self._parts, self._mean, self._darkest = best, parts, mean, darkest
         error = _Microscope(*_jackknife(parts))
         self.error = error
         self._no_floor = abs(best.floor) < SURE * error.floor
@@ -419,7 +437,7 @@ class _Known:
 
     def _settle(self, at: _Microscope) -> _Microscope:
         """Without what was not detected; all noise is the electrons' where no read noise was."""
-        at = at.possible()
+        at = at.possible(self._darkest)
         if self._no_floor:
             variance = at.floor + at.per_electron * (self._mean - at.black)
             at = at._replace(floor=0.0, per_electron=variance / max(self._mean - at.black, 1e-6))
@@ -427,7 +445,7 @@ class _Known:
             at = at._replace(blur=0.0)
         if self._no_jitter:
             at = at._replace(jitter=0.0)
-        return at.possible()
+        return at.possible(self._darkest)
 
 
 def _root(settled: float, best: float, error: float, unit: str) -> Parameter:
@@ -444,7 +462,7 @@ def _first_guess(real: Curves, truth: torch.Tensor, scale: int) -> _Microscope:
     gain, black = np.polyfit(seen.quantiles(SHARES), real.quantiles(SHARES), 1)
     at, slope = _noise_line(real, real.mean)
     floor = at - slope * (real.mean - black)
-    return _Microscope(float(gain), float(black), slope, floor, 0.0, 0.0).possible()
+    return _Microscope(float(gain), float(black), slope, floor, 0.0, 0.0)
 
 
 def _correct(at: _Microscope, real: Curves, simulated: Curves, scale: int) -> _Microscope:
@@ -461,9 +479,8 @@ def _correct(at: _Microscope, real: Curves, simulated: Curves, scale: int) -> _M
     white = at.floor + at.per_electron * (simulated.mean - at.black)
     power = simulated.along - white
     wanted = real.along - white * real.noise / simulated.noise
-    blur = _narrowing(real.frequency, wanted / power, power / simulated.along)
-    scatter = np.hypot(simulated.along, simulated.across)
-    both = _narrowing(real.frequency, real.across / simulated.across, np.abs(simulated.across) / scatter)
+    blur = _narrowing(real.frequency, wanted / power, power / real.along_error)
+    both = _narrowing(real.frequency, real.across / simulated.across, simulated.across / real.across_error)
     raw_px2 = scale**2
     return _Microscope(
         gain, black, per_electron, floor, at.blur + blur * raw_px2, at.jitter + (both - blur) * raw_px2
@@ -480,36 +497,38 @@ def _noise_line(curves: Curves, level: float) -> tuple[float, float]:
     return float(at), float(slope)
 
 
-def _narrowing(frequency: Float, ratio: Float, signal: Float) -> float:
+def _narrowing(frequency: Float, ratio: Float, certainty: Float) -> float:
     """Variance (pixels squared) of the Gaussian whose transfer turns one power spectrum into another.
 
     Parameters
     ----------
     frequency, ratio : (F,)
         Cycles per pixel, and the power spectrum over that of the other.
-    signal : (F,)
-        Share of the power that is no noise: the weights.
+    certainty : (F,)
+        Power over its standard error: the weights.
     """
-    use = (np.arange(len(frequency)) >= SKIP) & (signal > 0) & np.isfinite(ratio)
-    f2, ratio, weight = (2 * math.pi * frequency[use]) ** 2, ratio[use], signal[use]
+    use = (np.arange(len(frequency)) >= SKIP) & (certainty > 0) & np.isfinite(ratio)
+    if use.sum() < 3:  # two numbers are fitted
+        return 0.0
+    f2, ratio, weight = (2 * math.pi * frequency[use]) ** 2, ratio[use], certainty[use]
 
     def misfit(p: Float) -> Float:
         return np.asarray(weight * (np.exp(p[0] - p[1] * f2) - ratio))
 
+    weight = weight / weight.max()
     found = least_squares(misfit, (0.0, 0.0), bounds=((-3.0, -2.0), (3.0, 4.0)))
     return float(found.x[1])
 
 
-def _degrade(
-    truth: torch.Tensor, crappifier: Crappifier, scale: int, seed: int, repeat: bool = True
-) -> Tiles:
+def _degrade(truth: torch.Tensor, crappifier: Crappifier, scale: int, seed: int, repeat: bool = True) -> Tiles:
     """(T, 1, scale * Y, scale * X) to (T', Y, X), more than once where there are few; always the same noise."""
     generator = torch.Generator().manual_seed(seed)
     raw_pixels = truth.numel() // scale**2
     times = -(-SIMULATED_PIXELS // raw_pixels) if repeat else 1
     # copies of a tile follow each other, so that the jackknife leaves out all of them
-    parts = truth.repeat_interleave(times, 0).split(BATCH)
-    return torch.cat([crappifier(part, scale, generator)[:, 0] for part in parts]).numpy()
+    tiles = truth.repeat_interleave(times, 0)
+    parts = [crappifier(tiles[i : i + BATCH], scale, generator) for i in range(0, len(tiles), BATCH)]
+    return torch.cat(parts)[:, 0].numpy()
 
 
 def _leave_out(measured: Measured) -> list[Measured]:
@@ -549,15 +568,15 @@ def _warnings(known: _Known, quality: Quality, frames: Tiles) -> Iterable[str]:
     for name, limit in LIMITS.items():
         if (misfit := getattr(quality, name)) > limit:
             yield (
-                f"{name.replace('_', ' ')} misfits by {misfit:.2f} where {limit:g} is the limit: the good images "
-                "may show another kind of specimen or another pixel size, or the microscope does something that "
-                "the fit does not know; compare the curves in the picture"
+                f"{name.replace('_', ' ')} misfits by {misfit:.2f}, and {limit:g} is the limit: the good "
+                "images may show another kind of specimen or have another pixel size, or the microscope does "
+                "something that the fit does not know; compare the curves in the picture"
             )
     for name, limit_grey in (("black", 0.0), ("white", 1.0)):
         if (share := float((frames == limit_grey).mean())) > SATURATED:
             yield (
-                f"{share:.0%} of the low-dose pixels are {name}: noise is cut off there and measured too small; "
-                "take the frames with another brightness or contrast"
+                f"{share:.0%} of the low-dose pixels are {name}: noise is cut off there and measured too "
+                "small; take the frames with another brightness or contrast"
             )
     best, error = known.best, known.error
     if best.per_electron < SURE * error.per_electron:
@@ -567,9 +586,9 @@ def _warnings(known: _Known, quality: Quality, frames: Tiles) -> Iterable[str]:
         )
     if best.floor < -SURE * error.floor:
         yield (
-            f"the noise vanishes at a grey value of {known.settled.pedestal:.2f} of the good images, not at their "
-            "black: they have a pedestal, or contrast and brightness of the two were set apart; it is taken off "
-            "in a step 'contrast'"
+            f"the noise vanishes at a grey value of {known.settled.pedestal:.2f} of the good images, not at "
+            "their black: they have a pedestal, or the two differ in contrast and brightness; a step "
+            "'contrast' takes it off"
         )
     if best.blur < -SURE * error.blur:
         yield (
@@ -595,11 +614,13 @@ def _check(images: Sequence[Pixels], what: str, edge: int) -> tuple[list[NDArray
     if tiles < MIN_TILES:
         largest = max((image.shape for image in images), key=math.prod)
         raise InputError(
-            f"the {what}s are too small, the largest {largest}: the fit needs {MIN_TILES} areas of {edge} x {edge} "
-            f"pixels, for example one image of {2 * edge} x {2 * edge}"
+            f"the {what}s are too small, the largest {largest}: the fit needs {MIN_TILES} areas of "
+            f"{edge} x {edge} pixels, for example one image of {2 * edge} x {2 * edge}"
         )
     if all(int(image.max()) == int(image.min()) for image in images):
-        raise InputError(f"every {what} is one even grey: there is nothing to compare, use images of a specimen")
+        raise InputError(
+            f"every {what} is one even grey: there is nothing to compare, use images of a specimen"
+        )
     return [to_unit(image) for image in images], images[0].dtype.itemsize * 8
 
 
@@ -610,14 +631,12 @@ def _some(tiles: Tiles, rng: np.random.Generator) -> Tiles:
     return tiles[np.sort(rng.choice(len(tiles), MAX_TILES, replace=False))]
 
 
-def _crops(images: Sequence[NDArray[np.float32]], edge: int, scale: int) -> list[NDArray[np.float32]]:
-    """The middle of a few images, as large as all of them allow and `edge` raw pixels at most."""
-    chosen = [images[i] for i in np.unique(np.linspace(0, len(images) - 1, PICTURES).astype(int))]
-    size = min(edge, *(min(image.shape) // scale for image in chosen)) * scale
+def _crops(images: Sequence[NDArray[np.float32]], edge: int) -> list[NDArray[np.float32]]:
+    """The middle of a few images."""
     crops = []
-    for image in chosen:
-        y, x = ((n - size) // 2 for n in image.shape)
-        crops.append(np.ascontiguousarray(image[y : y + size, x : x + size]))
+    for i in np.unique(np.linspace(0, len(images) - 1, PICTURES).astype(int)):
+        y, x = ((n - edge) // 2 for n in images[i].shape)
+        crops.append(np.ascontiguousarray(images[i][y : y + edge, x : x + edge]))
     return crops
 
 
@@ -625,17 +644,22 @@ def _draw_curves(real: Curves, fitted: Curves) -> bytes:
     figure = Figure(figsize=(10.5, 7.0), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     noise, spectrum, histogram, lines = figure.subplots(2, 2).ravel()
-    for curves, style, name in ((real, "o", "real"), (fitted, "-", "fitted")):
-        colour = "black" if name == "real" else "tab:red"
-        look: dict[str, Any] = {"color": colour, "markersize": 3.5, "linewidth": 1.4}
+    looks: tuple[tuple[Curves, str, dict[str, Any], dict[str, Any]], ...] = (
+        (
+            real,
+            "real",
+            {"color": "black", "linestyle": "", "marker": "o", "markersize": 3.5},
+            {"fillstyle": "none"},
+        ),
+        (fitted, "fitted", {"color": "tab:red", "linewidth": 1.4}, {"linestyle": "--"}),
+    )
+    for curves, name, look, other in looks:
         use = curves.count > 0
-        noise.plot(curves.level[use], curves.variance[use], style, label=name, **look)
-        spectrum.plot(curves.radius[1:], curves.power[1:], style, label=name, **look)
-        grey, density = _density(curves)
-        histogram.plot(grey, density, style, label=name, **look)
-        lines.plot(curves.lag, curves.along_lines, style, label=f"{name}, along lines", **look)
-        look |= {"markerfacecolor": "white", "linestyle": "" if name == "real" else "--"}
-        lines.plot(curves.lag, curves.across_lines, style[0], label=f"{name}, from line to line", **look)
+        noise.plot(curves.level[use], curves.variance[use], label=name, **look)
+        spectrum.plot(curves.radius[1:], curves.power[1:], label=name, **look)
+        histogram.plot(*_density(curves), label=name, **look)
+        lines.plot(curves.lag, curves.along_lines, label=f"{name}, along a line", **look)
+        lines.plot(curves.lag, curves.across_lines, label=f"{name}, from line to line", **(look | other))
     noise.set(title="photon transfer", xlabel="mean grey value / full scale", ylabel="noise variance")
     noise.set_ylim(bottom=0)
     spectrum.set(title="power spectrum", xlabel="cycles per raw pixel", ylabel="power", yscale="log")

@@ -1,4 +1,4 @@
-"""What can be said of frames without knowing what they show: noise, power spectrum, histogram, line correlation.
+"""What frames say without knowing what they show: noise, power spectrum, histogram, line correlation.
 
 Measures tiles, so that any part of the frames can be left out again to see how sure a number is. Knows neither
 files nor crappifiers, imports no torch.
@@ -23,8 +23,9 @@ LEVELS = 24  # grey levels at which the noise is measured: some hundred pixels o
 LAGS = 12  # pixels: correlation in low-dose frames has died away by then
 GREY_BINS = 2048  # over the full scale: fine enough for a frame that uses a tenth of it
 SMOOTH_PX = 1.5  # sigma: leaves 1/28 of white noise's variance, and most of the structure
-NORMAL_MEDIAN = 0.6744897501960817  # median of |x| for a standard normal x
-MIN_PIXELS = 20  # of a tile at one grey level: a median of fewer says little
+QUANTILE = 0.8  # of the absolute residual: twice as sure as the median, and still blind to the sharpest edges
+NORMAL_QUANTILE = 1.2815515655446004  # the same of |x| for a standard normal x
+MIN_PIXELS = 20  # of a tile at one grey level: a quantile of fewer says little
 REACH = 4  # sigmas kept of a Gaussian
 
 
@@ -46,6 +47,8 @@ class Curves:
     frequency, along, across : (F,)
         Cycles per pixel along a line; the mean power spectrum of the lines (white noise of variance v has the
         power v), and the co-spectrum of each line with the next, which is free of white noise.
+    along_error, across_error : (F,)
+        Their standard errors, from the scatter between tiles.
     radius, power : (R,)
         Cycles per pixel in any direction, and the power spectrum.
     lag, along_lines, across_lines : (LAGS,)
@@ -64,6 +67,8 @@ class Curves:
     frequency: Float
     along: Float
     across: Float
+    along_error: Float
+    across_error: Float
     radius: Float
     power: Float
     lag: Float
@@ -118,6 +123,8 @@ class Measured:
             frequency=np.arange(self.along.shape[1]) / (2 * (self.along.shape[1] - 1)),
             along=self.along.mean(0),
             across=self.across.mean(0),
+            along_error=self.along.std(0) / np.sqrt(len(self)),
+            across_error=self.across.std(0) / np.sqrt(len(self)),
             radius=(np.arange(self.power.shape[1]) + 0.5) / (2 * self.power.shape[1]),
             power=self.power.mean(0),
             lag=np.arange(1.0, LAGS + 1),
@@ -154,7 +161,7 @@ def grey_levels(tiles: Tiles) -> Float:
 def measure(tiles: Tiles, levels: Float) -> Measured:
     """Measure each of (T, E, E) tiles.
 
-    Noise is what the second difference along both axes leaves (Immerkaer 1996), its variance from the median
+    Noise is what the second difference along both axes leaves (Immerkaer 1996), its variance from a quantile
     of the absolute value, so that the few pixels on sharp edges do not count as noise.
 
     Parameters
@@ -162,7 +169,6 @@ def measure(tiles: Tiles, levels: Float) -> Measured:
     levels : (LEVELS + 1,)
         Bounds from :func:`grey_levels`; the same for all that is to be compared.
     """
-    n, edge, _ = tiles.shape
     centred = np.asarray(tiles - tiles.mean((1, 2), keepdims=True), np.float32)
     count, level, variance = _photon_transfer(tiles, levels)
     along, across = _line_spectra(centred)
@@ -192,17 +198,17 @@ def _photon_transfer(tiles: Tiles, levels: Float) -> tuple[Float, Float, Float]:
     group = np.where(inside, bins + LEVELS * np.arange(n)[:, None, None], n * LEVELS).ravel()
     count = np.bincount(group, minlength=n * LEVELS + 1)[:-1]
     level = np.bincount(group, mean.ravel(), minlength=n * LEVELS + 1)[:-1]
-    # sorted by group, then by residual: the median of each group lies in the middle of its stretch
+    # sorted by group, then by residual: each group is one stretch, and its quantiles lie along it
     ordered = residual.ravel()[np.lexsort((residual.ravel(), group))]
     start = np.concatenate([[0], np.cumsum(count)[:-1]])
-    low, high = start + np.maximum(count - 1, 0) // 2, start + count // 2
-    median = (ordered[np.minimum(low, len(ordered) - 1)] + ordered[np.minimum(high, len(ordered) - 1)]) / 2
+    at = start + np.rint(QUANTILE * np.maximum(count - 1, 0)).astype(np.int64)
+    quantile = ordered[np.minimum(at, len(ordered) - 1)]
     enough = count >= MIN_PIXELS
     shape = (n, LEVELS)
     return (
         np.where(enough, count, 0).reshape(shape).astype(np.float64),
         np.where(enough, level, 0).reshape(shape).astype(np.float64),
-        np.where(enough, (median / NORMAL_MEDIAN) ** 2, 0).reshape(shape).astype(np.float64),
+        np.where(enough, (quantile / NORMAL_QUANTILE) ** 2, 0).reshape(shape).astype(np.float64),
     )
 
 
@@ -221,7 +227,7 @@ def _line_spectra(centred: Tiles) -> tuple[Float, Float]:
 
 
 def _radial_power(centred: Tiles) -> Float:
-    n, edge, _ = centred.shape
+    edge = centred.shape[1]
     window = np.hanning(edge).astype(np.float32)
     window2 = np.outer(window, window)
     power = np.abs(np.fft.rfft2(centred * window2)) ** 2 / (window2**2).sum()
