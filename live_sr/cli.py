@@ -11,8 +11,8 @@ import json
 import logging
 import sys
 import uuid
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
 from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec
 
@@ -20,10 +20,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 from rich.table import Table
+from typer.core import TyperGroup
 
 from live_sr import __version__
 from live_sr.config import DEFAULT_FEED, DEFAULT_PAGE_PORT, ServerSettings, load
 from live_sr.errors import InputError, LiveSRError
+from live_sr.frame import Pixels
 from live_sr.upscaler import Upscaler
 
 app = typer.Typer(
@@ -41,11 +43,15 @@ EXTRAS = {  # what to install when a command's packages are missing
     "view": "view",
     "train": "train",
     "evaluate": "train",
+    "crappify": "train",
+    "presets": "train",
     "enhance": "archive",
 }
 
 
-def command(run: Callable[P, int | None]) -> Callable[P, None]:
+def command(
+    run: Callable[P, int | None], group: typer.Typer = app, name: str | None = None
+) -> Callable[P, None]:
     """Register a command; its errors end it with one sentence on stderr."""
 
     @wraps(run)
@@ -74,7 +80,7 @@ def command(run: Callable[P, int | None]) -> Callable[P, None]:
             code = 130
         raise typer.Exit(code or 0)
 
-    app.command(name=run.__name__)(guarded)
+    group.command(name=name or run.__name__)(guarded)
     return guarded
 
 
@@ -275,6 +281,97 @@ def evaluate(
     Console().print(table)
     if json_file is not None:
         json_file.write_text(json.dumps(result.as_dict(), indent=2) + "\n")
+
+
+class _AppliesByDefault(TyperGroup):
+    """`live-sr crappify IN OUT` is `live-sr crappify apply IN OUT`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = ["apply", *args]
+        return super().parse_args(ctx, args)
+
+
+crappifiers = typer.Typer(
+    cls=_AppliesByDefault,
+    no_args_is_help=True,
+    help="Degrade good images as a low-dose microscope would: live-sr crappify IN OUT "
+    "(options: live-sr crappify apply --help).",
+)
+app.add_typer(crappifiers, name="crappify")
+
+
+@partial(command, group=crappifiers, name="apply")
+def crappify(
+    source: Annotated[Path, typer.Argument(help="Good image or stack: TIFF, OME-TIFF or PNG.")],
+    target: Annotated[Path, typer.Argument(help="File to write: .tif, or .png for one image.")],
+    preset: Annotated[str, typer.Option(help="Preset, or TOML file.")] = "em-low-dose",
+    scale: Annotated[int, typer.Option(min=1, max=16, help="Pixels of the truth along a raw pixel.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed of all that is random.")] = 0,
+    strength: Annotated[
+        float | None, typer.Option(min=0, max=1, help="0 mildest, 1 harshest; by default each image draws.")
+    ] = None,
+    preview: Annotated[Path | None, typer.Option(help="Also draw a PNG of all strengths.")] = None,
+) -> None:
+    """Degrade an image or a stack (the word apply may be left out)."""
+    import torch
+
+    from live_sr.train import crappify as c
+    from live_sr.train.dataset import read_images, to_unit
+
+    crappifier = c.load_crappifier(preset)
+    planes = read_images(source)
+    if target.suffix.lower() not in (".tif", ".tiff", ".png"):
+        raise InputError(f"cannot write {target}: give a file that ends in .tif or .png")
+    if target.suffix.lower() == ".png" and len(planes) > 1:
+        raise InputError(f"{source} holds {len(planes)} images and a PNG one: give a target that ends in .tif")
+    if target.exists() and target.samefile(source):
+        raise InputError(f"{target} is the source itself: give another target")
+    applied = crappifier if strength is None else crappifier.at(strength)
+    print(c.describe(applied))
+    generator = torch.Generator().manual_seed(seed)
+    raws = []
+    with _bar("degrading") as advance:
+        for done, plane in enumerate(planes, start=1):
+            raws.append(c.degrade(plane, applied, scale, generator))
+            advance(done, len(planes))
+    _save(target, raws)
+    print(f"{target}: {len(raws)} x {raws[0].shape[0]} x {raws[0].shape[1]} pixels, {raws[0].dtype}")
+    if preview is not None:
+        some = sorted({0, len(planes) // 2, len(planes) - 1})
+        sheet = c.preview([to_unit(planes[i]) for i in some], crappifier, scale, seed)
+        try:
+            preview.write_bytes(sheet)
+        except OSError as e:
+            raise InputError(f"cannot write {preview}: {e.strerror}") from e
+        print(f"{preview}: all strengths")
+
+
+@partial(command, group=crappifiers)
+def presets() -> None:
+    """List the presets."""
+    from live_sr.train.crappify import load_crappifier
+    from live_sr.train.crappify import presets as names
+
+    for name in names():
+        print(f"{name:12}  {load_crappifier(name).description}")
+
+
+def _save(target: Path, images: Sequence[Pixels]) -> None:
+    """Write images of one shape as a TIFF stack, or one as PNG."""
+    import numpy as np
+    import tifffile
+    from PIL import Image
+
+    stack = np.stack(images) if len(images) > 1 else images[0]
+    try:
+        if target.suffix.lower() == ".png":
+            Image.fromarray(stack).save(target)
+        else:
+            axes = "ZYX"[-stack.ndim :]
+            tifffile.imwrite(target, stack, photometric="minisblack", metadata={"axes": axes})
+    except OSError as e:
+        raise InputError(f"cannot write {target}: {e.strerror}") from e
 
 
 def _shape(text: str) -> tuple[int, int]:

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from live_sr.config import Settings
 from live_sr.errors import ConfigError, InputError
+from live_sr.frame import Pixels
 from live_sr.train.sheet import Row, draw_sheet
 
 PRESETS = Path(__file__).parent / "presets"
@@ -80,7 +81,7 @@ Counts = Annotated[Range, Drawn(neutral=math.inf, lowest=1e-3, log=True)]
 
 
 class Step(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="step"):
-    """One thing that happens to a frame.
+    """One thing that happens to a frame; as a string, in plain words.
 
     Attributes
     ----------
@@ -113,10 +114,6 @@ class Step(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_
     @abstractmethod
     def apply(self, x: Tensor, pitch: int, generator: torch.Generator) -> Tensor:
         """Apply the step to all of (B, C, Y, X); `pitch` pixels of it, along y and x, are one raw pixel."""
-
-    @abstractmethod
-    def says(self) -> str:
-        """What it does, in plain words."""
 
     @property
     def name(self) -> str:
@@ -189,8 +186,7 @@ class Blur(Step, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="blu
             return x
         return _convolve(x, _disc(self.draw("defocus_px", x, generator)))
 
-    def says(self) -> str:
-        """What it does, in plain words."""
+    def __str__(self) -> str:
         parts = []
         if self.sigma_px != (0.0, 0.0):
             parts.append(f"Gaussian blur, sigma {_span(self.sigma_px)} px")
@@ -254,8 +250,7 @@ class Undersample(Step, frozen=True, forbid_unknown_fields=True, kw_only=True, t
                 out[chosen] = undersample(x[chosen], pitch, method)
         return out
 
-    def says(self) -> str:
-        """What it does, in plain words."""
+    def __str__(self) -> str:
         words = {
             "area": "the mean over each raw pixel",
             "point": "the middle of each raw pixel",
@@ -265,7 +260,8 @@ class Undersample(Step, frozen=True, forbid_unknown_fields=True, kw_only=True, t
         }
         total = sum(self.weights.values())
         parts = [
-            words[m] + (f" ({w / total:.0%})" if len(self.weights) > 1 else "") for m, w in self.weights.items()
+            words[m] + (f" ({100 * w / total:.3g} %)" if len(self.weights) > 1 else "")
+            for m, w in self.weights.items()
         ]
         return f"undersampling: {', '.join(parts)}"
 
@@ -289,8 +285,7 @@ class Contrast(Step, frozen=True, forbid_unknown_fields=True, kw_only=True, tag=
         gain, offset = self.draw("gain", x, generator), self.draw("offset", x, generator)
         return x * gain + (x.mean((1, 2, 3), keepdim=True) * (1 - gain) + offset)
 
-    def says(self) -> str:
-        """What it does, in plain words."""
+    def __str__(self) -> str:
         return f"contrast times {_span(self.gain)} about the mean, brightness plus {_span(self.offset)}"
 
 
@@ -310,8 +305,7 @@ class Dose(Step, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="dos
         counts = self.draw("counts", x, generator)
         return torch.poisson(x.clamp(min=0) * counts, generator=generator) / counts
 
-    def says(self) -> str:
-        """What it does, in plain words."""
+    def __str__(self) -> str:
         return f"Poisson noise of {_span(self.counts)} electrons or photons per pixel at full scale"
 
 
@@ -337,8 +331,7 @@ class Detector(Step, frozen=True, forbid_unknown_fields=True, kw_only=True, tag=
         noise = _normal(x, generator) * self.draw("read_noise", x, generator)
         return (x * gain + offset + noise).clamp(0, 1)
 
-    def says(self) -> str:
-        """What it does, in plain words."""
+    def __str__(self) -> str:
         pedestal = "" if self.offset == (0.0, 0.0) else f", offset {_span(self.offset)} of full scale"
         gain = "" if self.gain == (1.0, 1.0) else f", gain {_span(self.gain)}"
         return f"detector, read noise {_span(self.read_noise)} of full scale{gain}{pedestal}"
@@ -359,8 +352,7 @@ class Gaussian(Step, frozen=True, forbid_unknown_fields=True, kw_only=True, tag=
         """Add noise; not clipped."""
         return x + _normal(x, generator) * self.draw("sigma", x, generator)
 
-    def says(self) -> str:
-        """What it does, in plain words."""
+    def __str__(self) -> str:
         return f"Gaussian noise, sigma {_span(self.sigma)} of full scale"
 
 
@@ -384,8 +376,7 @@ class SignalGaussian(Step, frozen=True, forbid_unknown_fields=True, kw_only=True
         variance = smooth.clamp(min=0) * self.draw("strength", x, generator)
         return (x + _normal(x, generator) * variance.sqrt()).clamp(0, 1)
 
-    def says(self) -> str:
-        """What it does, in plain words."""
+    def __str__(self) -> str:
         return (
             f"Gaussian noise with a variance of {_span(self.strength)} times the signal "
             f"smoothed by {_span(self.sigma_px)} px"
@@ -410,8 +401,7 @@ class SaltPepper(Step, frozen=True, forbid_unknown_fields=True, kw_only=True, ta
         u = torch.rand(x.shape, generator=generator, device=x.device)
         return torch.where(u < salt, 1.0, torch.where(u < salt + pepper, 0.0, x))
 
-    def says(self) -> str:
-        """What it does, in plain words."""
+    def __str__(self) -> str:
         return f"white pixels, {_span(self.salt)} of all, and black ones, {_span(self.pepper)}"
 
 
@@ -432,8 +422,7 @@ class LineJitter(Step, frozen=True, forbid_unknown_fields=True, kw_only=True, ta
         errors = torch.randn((b, c, rows // pitch, 1), generator=generator, device=x.device)
         return _shift_lines(x, (errors * self.draw("sd_px", x, generator)).repeat_interleave(pitch, 2))
 
-    def says(self) -> str:
-        """What it does, in plain words."""
+    def __str__(self) -> str:
         return f"each line shifted sideways, standard deviation {_span(self.sd_px)} px"
 
 
@@ -468,9 +457,10 @@ class LineDropout(Step, frozen=True, forbid_unknown_fields=True, kw_only=True, t
         x = x.masked_fill(black.repeat_interleave(pitch, 2), 0.0)
         return x.gather(2, source.expand(b, c, rows, cols))
 
-    def says(self) -> str:
-        """What it does, in plain words."""
-        return f"lines lost, {_span(self.lost)} of all: {self.repeat:.0%} repeat the last, the rest are black"
+    def __str__(self) -> str:
+        return (
+            f"lines lost, {_span(self.lost)} of all: {100 * self.repeat:g} % repeat the last, others are black"
+        )
 
 
 class Distortion(Step, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="distortion"):
@@ -494,8 +484,7 @@ class Distortion(Step, frozen=True, forbid_unknown_fields=True, kw_only=True, ta
         rms = field.square().sum(1, keepdim=True).mean((2, 3), keepdim=True).sqrt()
         return _warp(x, field * (amplitude / rms.clamp(min=1e-6)))
 
-    def says(self) -> str:
-        """What it does, in plain words."""
+    def __str__(self) -> str:
         return f"smooth scan distortion, root mean square {_span(self.amplitude_px)} px"
 
 
@@ -518,8 +507,7 @@ class Drift(Step, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="dr
         time = torch.linspace(-0.5, 0.5, rows, device=x.device).view(1, 1, rows, 1)
         return _warp(x, (total * time).expand(-1, -1, rows, cols))
 
-    def says(self) -> str:
-        """What it does, in plain words."""
+    def __str__(self) -> str:
         return f"drift of {_span(self.px_per_frame)} px per frame"
 
 
@@ -554,8 +542,7 @@ class Charging(Step, frozen=True, forbid_unknown_fields=True, kw_only=True, tag=
         streaks = torch.where(since >= 0, height * decay, 0.0)
         return x + streaks.repeat_interleave(pitch, 2)
 
-    def says(self) -> str:
-        """What it does, in plain words."""
+    def __str__(self) -> str:
         return (
             f"charging, bright streaks on {_span(self.lines)} of the lines: {_span(self.amplitude)} of full "
             f"scale, decaying over {_span(self.decay_px)} px"
@@ -578,8 +565,7 @@ class Quantise(Step, frozen=True, forbid_unknown_fields=True, kw_only=True, tag=
         levels = (1 << self.bits) - 1
         return (x.clamp(0, 1) * levels).round() / levels
 
-    def says(self) -> str:
-        """What it does, in plain words."""
+    def __str__(self) -> str:
         return f"{self.bits}-bit grey levels, saturated at black and white"
 
 
@@ -663,13 +649,7 @@ class Crappifier(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True
 
         Milder is nearer to what changes nothing: no blur, many electrons, gain 1. Shares stay.
         """
-        pinned = []
-        for step in self.steps:
-            values = {
-                field: how.at(getattr(step, field), strength) for field, how in drawn_fields(type(step)).items()
-            }
-            pinned.append(msgspec.structs.replace(step, **{field: (v, v) for field, v in values.items()}))
-        return msgspec.structs.replace(self, steps=tuple(pinned))
+        return msgspec.structs.replace(self, steps=tuple(_pinned(step, strength) for step in self.steps))
 
     def with_dose(self, dose: float, read_noise: float | None = None) -> Crappifier:
         """The same steps with the dose pinned for all images, and the read noise if it is given.
@@ -712,10 +692,10 @@ def load_crappifier(name_or_path: str | Path) -> Crappifier:
     name = str(name_or_path)
     path = PRESETS / f"{name}.toml" if name in presets() else Path(name_or_path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as e:
         raise ConfigError(
-            f"cannot read crappifier {name!r} ({e}): give a TOML file, or one of {', '.join(presets())}"
+            f"cannot read crappifier {name!r} ({e.strerror}): give a TOML file or one of {', '.join(presets())}"
         ) from e
     return from_toml(text, name)
 
@@ -759,12 +739,39 @@ def describe(crappifier: Crappifier) -> str:
     lines = [f"{crappifier.id}: {crappifier.description}".rstrip(": ")]
     for i, step in enumerate(crappifier.steps, start=1):
         share = "" if step.share >= 1 else f", in {100 * step.share:g} % of the images"
-        lines.append(f"{i:2}. {step.says()}{share}")
+        lines.append(f"{i:2}. {step}{share}")
     return "\n".join(lines)
 
 
+def degrade(pixels: Pixels, crappifier: Crappifier, scale: int, generator: torch.Generator) -> Pixels:
+    """One stored image as the microscope would have stored it, in the same grey levels.
+
+    Parameters
+    ----------
+    pixels : (H, W) uint8 or uint16
+        Cropped at the bottom and the right to whole raw pixels.
+
+    Returns
+    -------
+    (H // scale, W // scale), dtype of `pixels`
+
+    Raises
+    ------
+    InputError
+        When it is smaller than a raw pixel.
+    """
+    rows, cols = _whole(pixels.shape, scale)
+    full = np.iinfo(pixels.dtype).max
+    truth = torch.from_numpy(np.asarray(pixels[:rows, :cols] / np.float32(full), np.float32))[None, None]
+    raw = crappifier(truth, scale, generator)[0, 0].numpy()
+    grey: Pixels = np.rint(raw * full).astype(pixels.dtype)
+    return grey
+
+
 def preview(images: Sequence[NDArray[np.float32]], crappifier: Crappifier, scale: int, seed: int) -> bytes:
-    """A PNG of what a crappifier does: one row for each strength, raw frames beside their truth.
+    """A PNG of what a crappifier does: raw frames beside their truth, one row for each strength.
+
+    Below them, one row for each step that not every image gets: its harshest, and the mildest of the rest.
 
     Parameters
     ----------
@@ -776,15 +783,20 @@ def preview(images: Sequence[NDArray[np.float32]], crappifier: Crappifier, scale
     InputError
         When there is no image, or one is smaller than a raw pixel.
     """
+    shown = [(f"strength {strength:g}", crappifier.at(strength)) for strength in STRENGTHS]
+    for i, step in enumerate(crappifier.steps):
+        if step.share < 1:
+            harsh = msgspec.structs.replace(_pinned(step, 1.0), share=1.0)
+            steps = [harsh if j == i else _pinned(s, 0.0) for j, s in enumerate(crappifier.steps)]
+            alone = tuple(s for s in steps if s.share == 1)
+            title = f"strength 0, with the harshest {step.name} ({100 * step.share:g} % of the images have it)"
+            shown.append((title, msgspec.structs.replace(crappifier, steps=alone)))
     truths = [_middle(image, scale) for image in images]
     rows = []
-    for strength in STRENGTHS:
-        pinned, generator = crappifier.at(strength), torch.Generator().manual_seed(seed)
-        pictures = []
-        for truth in truths:
-            raw = pinned(torch.from_numpy(truth)[None, None], scale, generator)
-            pictures += [truth, raw[0, 0].numpy()]
-        rows.append(Row(f"strength {strength:g}", pictures))
+    for title, pinned in shown:
+        generator = torch.Generator().manual_seed(seed)
+        raws = [pinned(torch.from_numpy(t)[None, None], scale, generator)[0, 0].numpy() for t in truths]
+        rows.append(Row(title, [p for pair in zip(truths, raws, strict=True) for p in pair]))
     return draw_sheet(["truth", crappifier.id] * len(truths), rows, cell=PREVIEW_EDGE)
 
 
@@ -896,12 +908,22 @@ def _warp(x: Tensor, shift: Tensor) -> Tensor:
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=True)
 
 
+def _pinned(step: AnyStep, strength: float) -> AnyStep:
+    values = {field: how.at(getattr(step, field), strength) for field, how in drawn_fields(type(step)).items()}
+    return msgspec.structs.replace(step, **{field: (v, v) for field, v in values.items()})
+
+
+def _whole(shape: tuple[int, ...], scale: int) -> tuple[int, int]:
+    rows, cols = (n // scale * scale for n in shape)
+    if min(rows, cols) == 0:
+        raise InputError(f"an image of shape {shape} is smaller than one raw pixel at scale {scale}")
+    return rows, cols
+
+
 def _middle(image: NDArray[np.float32], scale: int) -> NDArray[np.float32]:
-    edges = [min(n, PREVIEW_EDGE) // scale * scale for n in image.shape]
-    if min(edges) == 0:
-        raise InputError(f"an image of shape {image.shape} is smaller than one raw pixel at scale {scale}")
-    y, x = ((n - edge) // 2 for n, edge in zip(image.shape, edges, strict=True))
-    return np.ascontiguousarray(image[y : y + edges[0], x : x + edges[1]], np.float32)
+    rows, cols = _whole(tuple(min(n, PREVIEW_EDGE) for n in image.shape), scale)
+    y, x = (image.shape[0] - rows) // 2, (image.shape[1] - cols) // 2
+    return np.array(image[y : y + rows, x : x + cols], np.float32)
 
 
 def _span(between: Range) -> str:
