@@ -31,10 +31,10 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
+from scipy.ndimage import gaussian_filter1d
 from scipy.optimize import least_squares
 
 from live_sr.errors import InputError
@@ -143,7 +143,7 @@ class Fit:
         Reasons not to trust the fit, each a sentence; empty where there is none.
     real, fitted : Curves
         Statistics of the real frames, and of the good images degraded with the fitted values.
-    real_frames, fitted_frames : sequence of (Y, X) float32 in [0, 1]
+    real_frames, fitted_frames : (N, Y, X) float32 in [0, 1]
         A few, to look at.
     """
 
@@ -154,8 +154,8 @@ class Fit:
     warnings: tuple[str, ...]
     real: Curves
     fitted: Curves
-    real_frames: Sequence[NDArray[np.float32]]
-    fitted_frames: Sequence[NDArray[np.float32]]
+    real_frames: Tiles
+    fitted_frames: Tiles
 
     def __str__(self) -> str:
         """A table of the parameters and of the fit's quality."""
@@ -183,7 +183,7 @@ class Fit:
 
     def picture(self) -> bytes:
         """A PNG: frames, real above fitted, in the same window of grey values; below them the four curves."""
-        low, high = np.quantile(np.concatenate([f.ravel() for f in self.real_frames]), (0.002, 0.998))
+        low, high = np.quantile(self.real_frames, (0.002, 0.998))
         rows = [
             Row(title, [np.asarray((f - low) / max(high - low, 1e-6), np.float32) for f in frames])
             for title, frames in (
@@ -191,7 +191,7 @@ class Fit:
                 ("good images of other places, degraded by the fit", self.fitted_frames),
             )
         ]
-        cell = max(self.real_frames[0].shape)
+        cell = self.real_frames.shape[1]
         sheet = Image.open(io.BytesIO(draw_sheet([], rows, cell=cell))).convert("RGB")
         curves = Image.open(io.BytesIO(_draw_curves(self.real, self.fitted))).convert("RGB")
         page = Image.new("RGB", (max(sheet.width, curves.width), sheet.height + curves.height), "white")
@@ -234,49 +234,35 @@ def fit_crappifier(
     """
     if scale < 1:
         raise InputError(f"scale {scale} must be 1 or more: truth pixels for each raw pixel")
-    real_frames, bits = _check(low, LOW, EDGE)
-    good_images, _ = _check(high, HIGH, EDGE * scale)
+    _check(low, LOW, EDGE)
+    _check(high, HIGH, EDGE * scale)
+    bits = low[0].dtype.itemsize * 8
     rng = np.random.default_rng(seed)
-    frames = _some(cut(real_frames, EDGE), rng)
-    truth = torch.from_numpy(_some(cut(good_images, EDGE * scale), rng))[:, None]
+    frames = _some(cut(low, EDGE), rng)
+    truth = torch.from_numpy(_some(cut(high, EDGE * scale), rng))[:, None]
     levels = grey_levels(frames)
     measured = measure(frames, levels)
-    real = measured.pool()
 
     def simulate(at: _Microscope, round_: int) -> Measured:
         return measure(_degrade(truth, at.crappifier(id, bits), scale, seed + round_), levels)
 
-    at = _first_guess(real, truth, scale)
-    estimates = []
-    for round_ in progress(range(ROUNDS)):
-        at = at.possible(levels[0])
-        simulated = simulate(at, round_)
-        pooled, used = simulated.pool(), at
-        estimates.append(_correct(used, real, pooled, scale))
-        at = _Microscope(*(np.asarray(used) + DAMPING * np.subtract(estimates[-1], used)))
-    best = _Microscope(*np.mean(estimates[BURN_IN:], axis=0))
-    parts = (
-        [_correct(used, part.pool(), pooled, scale) for part in _leave_out(measured)],
-        [_correct(used, real, part.pool(), scale) for part in _leave_out(simulated)],
-    )
-    known = _Known(best, parts, real.mean, float(levels[0]))
-    final = known.settled.crappifier(id, bits)
-    fitted = simulate(known.settled, ROUNDS).pool()
+    guess = _first_guess(measured.pool(), truth, scale)
+    known = _search(guess, measured, simulate, scale, float(levels[0]), progress)
+    parameters = known.parameters()
+    real, fitted = measured.pool(), simulate(known.settled, ROUNDS).pool()
     quality = _compare(real, fitted)
-    size = min(
-        PICTURE_EDGE, *(min(i.shape) for i in real_frames), *(min(i.shape) // scale for i in good_images)
-    )
-    crops = torch.from_numpy(np.stack(_crops(good_images, size * scale)))[:, None]
+    edge = min(PICTURE_EDGE, *(min(i.shape) for i in low), *(min(i.shape) // scale for i in high))
+    good = torch.from_numpy(_crops(high, edge * scale))[:, None]
     return Fit(
-        crappifier=known.settled.crappifier(id, bits, known.parameters()),
+        crappifier=known.settled.crappifier(id, bits, parameters),
         scale=scale,
-        parameters=known.parameters(),
+        parameters=parameters,
         quality=quality,
         warnings=tuple(_warnings(known, quality, frames)),
         real=real,
         fitted=fitted,
-        real_frames=_crops(real_frames, size),
-        fitted_frames=list(_degrade(crops, final, scale, seed, repeat=False)),
+        real_frames=_crops(low, edge),
+        fitted_frames=_degrade(good, known.settled.crappifier(id, bits), scale, seed, repeat=False),
     )
 
 
@@ -362,10 +348,10 @@ class _Microscope(NamedTuple):
         def around(name: str, value: float) -> tuple[float, float]:
             if not known:
                 return value, value
+            if value == 0:  # not detected
+                return 0.0, known[name].uncertainty
             half = max(SURE * known[name].uncertainty, NARROW * abs(value))
-            return (
-                (max(value - half, 0.05 * value), value + half) if value > 0 else (value - half, value + half)
-            )
+            return value - half if value < 0 else max(value - half, NARROW * value), value + half
 
         steps: list[AnyStep] = []
         if self.blur > 0:
@@ -377,16 +363,40 @@ class _Microscope(NamedTuple):
             low, high = around("pedestal", self.pedestal)
             steps.append(Contrast(offset=(-min(high, 1.0), -low)))
         steps.append(Dose(counts=around("electrons_per_pixel", self.electrons)))
-        read_noise = math.sqrt(max(self.floor, 0.0))
         steps.append(
             Detector(
                 gain=around("detector_gain", self.gain),
                 offset=around("detector_offset", self.offset),
-                read_noise=around("read_noise", read_noise) if read_noise else (0.0, 0.0),
+                read_noise=around("read_noise", math.sqrt(max(self.floor, 0.0))),
             )
         )
         steps.append(Quantise(bits=bits))
         return Crappifier(id=id, description="fitted to real low-dose frames", steps=tuple(steps))
+
+
+def _search(
+    at: _Microscope,
+    measured: Measured,
+    simulate: Callable[[_Microscope, int], Measured],
+    scale: int,
+    darkest: float,
+    progress: Callable[[Iterable[int]], Iterable[int]],
+) -> _Known:
+    """Simulate, compare, correct, and again; then once more without each part of the data."""
+    real = measured.pool()
+    estimates: list[_Microscope] = []
+    for round_ in progress(range(ROUNDS)):
+        if estimates:
+            at = _Microscope(*np.add(at, DAMPING * np.subtract(estimates[-1], at)))
+        at = at.possible(darkest)
+        simulated = simulate(at, round_)
+        estimates.append(_correct(at, real, simulated.pool(), scale))
+    best = _Microscope(*np.mean(estimates[BURN_IN:], axis=0))
+    parts = (
+        [_correct(at, part.pool(), simulated.pool(), scale) for part in _leave_out(measured)],
+        [_correct(at, real, part.pool(), scale) for part in _leave_out(simulated)],
+    )
+    return _Known(best, parts, real.mean, darkest)
 
 
 class _Known:
@@ -565,13 +575,17 @@ def _compare(real: Curves, fitted: Curves) -> Quality:
 
 
 def _warnings(known: _Known, quality: Quality, frames: Tiles) -> Iterable[str]:
-    for name, limit in LIMITS.items():
-        if (misfit := getattr(quality, name)) > limit:
-            yield (
-                f"{name.replace('_', ' ')} misfits by {misfit:.2f}, and {limit:g} is the limit: the good "
-                "images may show another kind of specimen or have another pixel size, or the microscope does "
-                "something that the fit does not know; compare the curves in the picture"
-            )
+    beyond = [
+        f"{name.replace('_', ' ')} ({getattr(quality, name):.2f}, limit {limit:g})"
+        for name, limit in LIMITS.items()
+        if getattr(quality, name) > limit
+    ]
+    if beyond:
+        yield (
+            f"the fitted frames differ from the real ones in {', '.join(beyond)}: the good images may show "
+            "another kind of specimen or have another pixel size, or the microscope does something that the "
+            "fit does not know; compare the curves in the picture"
+        )
     for name, limit_grey in (("black", 0.0), ("white", 1.0)):
         if (share := float((frames == limit_grey).mean())) > SATURATED:
             yield (
@@ -584,7 +598,7 @@ def _warnings(known: _Known, quality: Quality, frames: Tiles) -> Iterable[str]:
             "the noise does not rise with the signal, so the number of electrons is a guess: "
             "frames that were filtered or averaged cannot be fitted, use them as they left the detector"
         )
-    if best.floor < -SURE * error.floor:
+    if known.settled.pedestal:
         yield (
             f"the noise vanishes at a grey value of {known.settled.pedestal:.2f} of the good images, not at "
             "their black: they have a pedestal, or the two differ in contrast and brightness; a step "
@@ -597,8 +611,7 @@ def _warnings(known: _Known, quality: Quality, frames: Tiles) -> Iterable[str]:
         )
 
 
-def _check(images: Sequence[Pixels], what: str, edge: int) -> tuple[list[NDArray[np.float32]], int]:
-    """Images in [0, 1], and the bits of the first."""
+def _check(images: Sequence[Pixels], what: str, edge: int) -> None:
     if not images:
         raise InputError(f"no {what} to fit to: give at least one (Y, X) image, uint8 or uint16")
     for number, image in enumerate(images, start=1):
@@ -610,8 +623,7 @@ def _check(images: Sequence[Pixels], what: str, edge: int) -> tuple[list[NDArray
         raise InputError(
             "the low-dose frames mix uint8 and uint16: they come from two settings, fit each by itself"
         )
-    tiles = sum((image.shape[0] // edge) * (image.shape[1] // edge) for image in images)
-    if tiles < MIN_TILES:
+    if len(cut(images, edge)) < MIN_TILES:
         largest = max((image.shape for image in images), key=math.prod)
         raise InputError(
             f"the {what}s are too small, the largest {largest}: the fit needs {MIN_TILES} areas of "
@@ -621,23 +633,21 @@ def _check(images: Sequence[Pixels], what: str, edge: int) -> tuple[list[NDArray
         raise InputError(
             f"every {what} is one even grey: there is nothing to compare, use images of a specimen"
         )
-    return [to_unit(image) for image in images], images[0].dtype.itemsize * 8
 
 
-def _some(tiles: Tiles, rng: np.random.Generator) -> Tiles:
+def _some(tiles: Sequence[Pixels], rng: np.random.Generator) -> Tiles:
     """At most MAX_TILES of them, in their order."""
-    if len(tiles) <= MAX_TILES:
-        return tiles
-    return tiles[np.sort(rng.choice(len(tiles), MAX_TILES, replace=False))]
+    chosen = rng.choice(len(tiles), min(len(tiles), MAX_TILES), replace=False)
+    return np.stack([to_unit(tiles[i]) for i in np.sort(chosen)])
 
 
-def _crops(images: Sequence[NDArray[np.float32]], edge: int) -> list[NDArray[np.float32]]:
+def _crops(images: Sequence[Pixels], edge: int) -> Tiles:
     """The middle of a few images."""
-    crops = []
-    for i in np.unique(np.linspace(0, len(images) - 1, PICTURES).astype(int)):
-        y, x = ((n - edge) // 2 for n in images[i].shape)
-        crops.append(np.ascontiguousarray(images[i][y : y + edge, x : x + edge]))
-    return crops
+    chosen = [images[i] for i in np.unique(np.linspace(0, len(images) - 1, PICTURES).astype(int))]
+    corners = [((image.shape[0] - edge) // 2, (image.shape[1] - edge) // 2) for image in chosen]
+    return np.stack(
+        [to_unit(image[y : y + edge, x : x + edge]) for image, (y, x) in zip(chosen, corners, strict=True)]
+    )
 
 
 def _draw_curves(real: Curves, fitted: Curves) -> bytes:
@@ -674,8 +684,9 @@ def _draw_curves(real: Curves, fitted: Curves) -> bytes:
 
 
 def _density(curves: Curves) -> tuple[Float, Float]:
-    """Histogram in 64 bins over the grey values that occur."""
+    """Histogram over the grey values that occur, smoothed: single electrons and grey levels make combs."""
     low, high = np.interp((0.001, 0.999), curves.cumulative, curves.grey)
     bounds = np.linspace(low, high, 65)
     share = np.diff(np.interp(bounds, curves.grey, curves.cumulative))
-    return (bounds[1:] + bounds[:-1]) / 2, share / (bounds[1] - bounds[0])
+    density = gaussian_filter1d(share / (bounds[1] - bounds[0]), 1.5)
+    return (bounds[1:] + bounds[:-1]) / 2, density

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
-
-from live_sr.errors import InputError
 
 Float = NDArray[np.float64]
 Tiles = NDArray[np.float32]
@@ -133,23 +132,14 @@ class Measured:
         )
 
 
-def cut(frames: Sequence[NDArray[np.float32]], edge: int) -> Tiles:
-    """All whole tiles of frames (Y, X), (T, edge, edge), from the middle of each; what is left over is lost.
-
-    Raises
-    ------
-    InputError
-        When no frame has so many pixels along both axes.
-    """
+def cut(frames: Sequence[NDArray[Any]], edge: int) -> list[NDArray[Any]]:
+    """All whole tiles (edge, edge) of frames (Y, X), from the middle of each, as views."""
     tiles = []
     for frame in frames:
-        rows, cols = (n // edge for n in frame.shape)
-        top, left = ((n - k * edge) // 2 for n, k in zip(frame.shape, (rows, cols), strict=True))
-        body = frame[top : top + rows * edge, left : left + cols * edge]
-        tiles.append(body.reshape(rows, edge, cols, edge).swapaxes(1, 2).reshape(-1, edge, edge))
-    if not sum(map(len, tiles)):
-        raise InputError(f"no frame has {edge} x {edge} pixels: use larger frames")
-    return np.concatenate(tiles)
+        top, left = (n % edge // 2 for n in frame.shape)
+        for y in range(top, frame.shape[0] - edge + 1, edge):
+            tiles += [frame[y : y + edge, x : x + edge] for x in range(left, frame.shape[1] - edge + 1, edge)]
+    return tiles
 
 
 def grey_levels(tiles: Tiles) -> Float:
@@ -198,11 +188,12 @@ def _photon_transfer(tiles: Tiles, levels: Float) -> tuple[Float, Float, Float]:
     group = np.where(inside, bins + LEVELS * np.arange(n)[:, None, None], n * LEVELS).ravel()
     count = np.bincount(group, minlength=n * LEVELS + 1)[:-1]
     level = np.bincount(group, mean.ravel(), minlength=n * LEVELS + 1)[:-1]
-    # sorted by group, then by residual: each group is one stretch, and its quantiles lie along it
-    ordered = residual.ravel()[np.lexsort((residual.ravel(), group))]
-    start = np.concatenate([[0], np.cumsum(count)[:-1]])
-    at = start + np.rint(QUANTILE * np.maximum(count - 1, 0)).astype(np.int64)
-    quantile = ordered[np.minimum(at, len(ordered) - 1)]
+    # one sort by group and residual: each group is one stretch, and its quantile lies along it
+    largest = 1.001 * max(float(residual.max()), 1e-6)
+    ordered = np.sort(group + residual.ravel() / np.float64(largest))
+    start = np.cumsum(count) - count
+    at = np.minimum(start + np.rint(QUANTILE * np.maximum(count - 1, 0)).astype(np.int64), ordered.size - 1)
+    quantile = (ordered[at] % 1) * largest
     enough = count >= MIN_PIXELS
     shape = (n, LEVELS)
     return (
