@@ -391,7 +391,7 @@ def _search(
         at = at.possible(darkest)
         simulated = simulate(at, round_)
         estimates.append(_correct(at, real, simulated.pool(), scale))
-    best = _Microscope(*np.mean(estimates[BURN_IN:], axis=0))
+    best = _Microscope(*np.mean(estimates[BURN_IN:], axis=0).tolist())
     parts = (
         [_correct(at, part.pool(), simulated.pool(), scale) for part in _leave_out(measured)],
         [_correct(at, real, part.pool(), scale) for part in _leave_out(simulated)],
@@ -416,7 +416,7 @@ class _Known:
         self, best: _Microscope, parts: Sequence[Sequence[_Microscope]], mean: float, darkest: float
     ) -> None:
         self.best, self._parts, self._mean, self._darkest = best, parts, mean, darkest
-        error = _Microscope(*_jackknife(parts))
+        error = _Microscope(*_jackknife(parts).tolist())
         self.error = error
         self._no_floor = abs(best.floor) < SURE * error.floor
         self._no_blur = best.blur < SURE * error.blur
@@ -429,7 +429,7 @@ class _Known:
         parts = [[self._settle(p) for p in kind] for kind in self._parts]
         electrons, offset, pedestal = _jackknife(
             [[(p.electrons, p.offset, p.pedestal) for p in kind] for kind in parts]
-        )
+        ).tolist()
         full = "of full scale"
         found = {
             "electrons_per_pixel": Parameter(at.electrons, electrons, "electrons per raw pixel at full scale"),
