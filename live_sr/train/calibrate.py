@@ -64,7 +64,8 @@ ROUNDS = 9  # simulations, each with its own noise
 BURN_IN = 3  # of them, until only scatter is left; the estimates of the others are averaged
 DAMPING = 0.8  # of each correction: that of the blur overshoots, because blur acts along y too
 GROUPS = 12  # for the jackknife
-SURE = 2.0  # standard errors from zero, below which nothing was detected
+DETECTED = 3.0  # standard errors from zero, the usual limit
+SURE = 2.0  # standard errors to each side of a value: holds the true one in 19 of 20 fits
 NARROW = 0.05  # least half-width of a range, as a share of the value: networks should not learn one exact dose
 SHARES = np.linspace(0.04, 0.96, 24)  # quantiles that map grey values; rarer ones are specks
 SKIP = 2  # lowest frequencies of a tile: their power is that of the place, not of the microscope
@@ -418,9 +419,9 @@ class _Known:
         self.best, self._parts, self._mean, self._darkest = best, parts, mean, darkest
         error = _Microscope(*_jackknife(parts).tolist())
         self.error = error
-        self._no_floor = abs(best.floor) < SURE * error.floor
-        self._no_blur = best.blur < SURE * error.blur
-        self._no_jitter = best.jitter < SURE * error.jitter
+        self._no_floor = abs(best.floor) < DETECTED * error.floor
+        self._no_blur = best.blur < DETECTED * error.blur
+        self._no_jitter = best.jitter < DETECTED * error.jitter
         self.settled = self._settle(best)
 
     def parameters(self) -> dict[str, Parameter]:
@@ -593,7 +594,7 @@ def _warnings(known: _Known, quality: Quality, frames: Tiles) -> Iterable[str]:
                 "small; take the frames with another brightness or contrast"
             )
     best, error = known.best, known.error
-    if best.per_electron < SURE * error.per_electron:
+    if best.per_electron < DETECTED * error.per_electron:
         yield (
             "the noise does not rise with the signal, so the number of electrons is a guess: "
             "frames that were filtered or averaged cannot be fitted, use them as they left the detector"
@@ -604,7 +605,7 @@ def _warnings(known: _Known, quality: Quality, frames: Tiles) -> Iterable[str]:
             "their black: they have a pedestal, or the two differ in contrast and brightness; a step "
             "'contrast' takes it off"
         )
-    if best.blur < -SURE * error.blur:
+    if best.blur < -DETECTED * error.blur:
         yield (
             "the low-dose frames are sharper than the mean over each raw pixel: if the beam is finer than the "
             "raw pixel, set the method of the step 'undersample' to 'point'; otherwise check --scale"

@@ -24,6 +24,7 @@ GREY_BINS = 2048  # over the full scale: fine enough for a frame that uses a ten
 SMOOTH_PX = 1.5  # sigma: leaves 1/28 of white noise's variance, and most of the structure
 QUANTILE = 0.8  # of the absolute residual: twice as sure as the median, and still blind to the sharpest edges
 NORMAL_QUANTILE = 1.2815515655446004  # the same of |x| for a standard normal x
+CALM = 0.7  # of the pixels: without most edges
 MIN_PIXELS = 20  # of a tile at one grey level: a quantile of fewer says little
 REACH = 4  # sigmas kept of a Gaussian
 
@@ -151,8 +152,8 @@ def grey_levels(tiles: Tiles) -> Float:
 def measure(tiles: Tiles, levels: Float) -> Measured:
     """Measure each of (T, E, E) tiles.
 
-    Noise is what the second difference along both axes leaves (Immerkaer 1996), its variance from a quantile
-    of the absolute value, so that the few pixels on sharp edges do not count as noise.
+    Noise is what the second difference along both axes leaves (Immerkaer 1996) away from edges, its variance
+    from a quantile of the absolute value, so that the edges which remain hardly count.
 
     Parameters
     ----------
@@ -160,16 +161,16 @@ def measure(tiles: Tiles, levels: Float) -> Measured:
         Bounds from :func:`grey_levels`; the same for all that is to be compared.
     """
     centred = np.asarray(tiles - tiles.mean((1, 2), keepdims=True), np.float32)
-    count, level, variance = _photon_transfer(tiles, levels)
     along, across = _line_spectra(centred)
-    blurred = gaussian_filter(tiles, SMOOTH_PX, axes=(1, 2), truncate=REACH)
+    smooth = _smooth(tiles)
+    count, level, variance = _photon_transfer(tiles, _calm(smooth), levels)
     return Measured(
         count=count,
         level=level,
         variance=variance,
         mean=tiles.mean((1, 2), dtype=np.float64),
         grey=_histograms(tiles),
-        smooth=_histograms(blurred),
+        smooth=_histograms(smooth),
         along=along,
         across=across,
         power=_radial_power(centred),
@@ -178,13 +179,13 @@ def measure(tiles: Tiles, levels: Float) -> Measured:
     )
 
 
-def _photon_transfer(tiles: Tiles, levels: Float) -> tuple[Float, Float, Float]:
+def _photon_transfer(tiles: Tiles, calm: NDArray[np.bool_], levels: Float) -> tuple[Float, Float, Float]:
     n = len(tiles)
     rows = tiles[:, :-2] - 2 * tiles[:, 1:-1] + tiles[:, 2:]
     residual = np.abs(rows[..., :-2] - 2 * rows[..., 1:-1] + rows[..., 2:]) / 6  # unit gain for white noise
     mean = _local_mean(tiles)
     bins = np.searchsorted(levels, mean) - 1
-    inside = (bins >= 0) & (bins < LEVELS)
+    inside = (bins >= 0) & (bins < LEVELS) & calm[:, 1:-1, 1:-1]
     group = np.where(inside, bins + LEVELS * np.arange(n)[:, None, None], n * LEVELS).ravel()
     count = np.bincount(group, minlength=n * LEVELS + 1)[:-1]
     level = np.bincount(group, mean.ravel(), minlength=n * LEVELS + 1)[:-1]
@@ -201,6 +202,17 @@ def _photon_transfer(tiles: Tiles, levels: Float) -> tuple[Float, Float, Float]:
         np.where(enough, level, 0).reshape(shape).astype(np.float64),
         np.where(enough, (quantile / NORMAL_QUANTILE) ** 2, 0).reshape(shape).astype(np.float64),
     )
+
+
+def _smooth(tiles: Tiles) -> Tiles:
+    return np.asarray(gaussian_filter(tiles, SMOOTH_PX, axes=(1, 2), truncate=REACH), np.float32)
+
+
+def _calm(smooth: Tiles) -> NDArray[np.bool_]:
+    """Whether the gradients around a pixel are weak, so that little structure passes for noise."""
+    down, right = np.gradient(smooth, axis=(1, 2))
+    activity = _smooth(np.asarray(down**2 + right**2, np.float32))
+    return np.asarray(activity <= np.quantile(activity, CALM))
 
 
 def _local_mean(tiles: Tiles) -> Tiles:

@@ -21,7 +21,7 @@ from live_sr.frame import Pixels
 from live_sr.sim.scope import ScopeSettings, build_scope
 from live_sr.sim.specimen import Neuropil
 from live_sr.train.calibrate import Fit, fit_crappifier, run_fit
-from live_sr.train.crappify import load_crappifier
+from live_sr.train.crappify import Quantise, load_crappifier
 
 SCALE = 2
 PIXEL_UM = 0.016  # of the raw frame
@@ -92,7 +92,6 @@ def fit(frames: list[Pixels], good: list[Pixels]) -> Fit:
 @pytest.mark.parametrize(
     "planted",
     [
-        pytest.param({"electrons_per_us": 15.0}, id="few-electrons"),
         pytest.param({"electrons_per_us": 80.0, "dwell_us": 1.5, "read_noise": 0.08}, id="read-noise"),
         pytest.param({"electrons_per_us": 80.0, "beam_blur_px": 0.8}, id="blur"),
         pytest.param({"electrons_per_us": 80.0, "line_jitter_px": 0.6}, id="line-jitter"),
@@ -139,7 +138,7 @@ def test_8_bit_images_give_the_same_microscope(fit: Fit, frames: list[Pixels], g
     eight = fit_crappifier(low, high, scale=SCALE)
     for name in ("electrons_per_pixel", "detector_gain"):
         assert eight.parameters[name].value == pytest.approx(fit.parameters[name].value, rel=0.08)
-    assert eight.crappifier.steps[-1].says().startswith("8-bit")
+    assert eight.crappifier.steps[-1] == Quantise(bits=8)
 
 
 def test_a_pedestal_of_the_good_images_is_taken_off(frames: list[Pixels], good: list[Pixels]) -> None:
@@ -154,14 +153,14 @@ def test_a_pedestal_of_the_good_images_is_taken_off(frames: list[Pixels], good: 
 def test_the_fitted_crappifier_degrades_as_the_microscope_does(
     fit: Fit, tissue: RememberedTissue, frames: list[Pixels]
 ) -> None:
-    """On the frames' own places, which the fit never saw: same truth, so that only the noise differs."""
+    """On a frame's own place, which the fit did not know: what is left beside the clean signal is as strong."""
     where = {"pixel_size_um": PIXEL_UM / SCALE, "center_um": (0.0, 0.0)}
-    truth = torch.from_numpy(tissue.render((512, 512), **where))[None, None]
-    clean = truth[0, 0].numpy().reshape(256, 2, 256, 2).mean((1, 3))
-    degraded = fit.crappifier(truth, SCALE, torch.Generator().manual_seed(0))[0, 0].numpy()
+    truth = tissue.render((512, 512), **where)
+    signal = truth.reshape(256, 2, 256, 2).mean((1, 3)) * (WHITE - BLACK) / 65535
     real = frames[0] / np.float32(65535)
-    expected = BLACK / 65535 + clean * (WHITE - BLACK) / 65535
-    assert (degraded - expected).std() == pytest.approx((real - expected).std(), rel=0.1)
+    batch = torch.from_numpy(truth).expand(12, 1, 512, 512)  # draws of the ranges
+    degraded = fit.crappifier(batch, SCALE, torch.Generator().manual_seed(0))[:, 0].numpy()
+    assert (degraded - signal).std((1, 2)).mean() == pytest.approx((real - signal).std(), rel=0.05)
     assert degraded.mean() == pytest.approx(real.mean(), rel=0.03)
 
 
@@ -198,11 +197,6 @@ def test_noise_that_does_not_follow_the_signal_is_named(good: list[Pixels]) -> N
     assert fitted.parameters["read_noise"].value == pytest.approx(5000 / 65535, rel=0.1)
 
 
-def test_the_same_seed_gives_the_same_fit(fit: Fit, frames: list[Pixels], good: list[Pixels]) -> None:
-    again = fit_crappifier(frames, good, scale=SCALE, id="planted")
-    assert again.as_dict() == fit.as_dict()
-
-
 def test_a_fit_goes_into_json_and_a_picture(fit: Fit) -> None:
     content = json.loads(json.dumps(fit.as_dict()))
     assert content["parameters"]["electrons_per_pixel"]["value"] == fit.parameters["electrons_per_pixel"].value
@@ -213,10 +207,10 @@ def test_a_fit_goes_into_json_and_a_picture(fit: Fit) -> None:
     assert red.sum() > 500, "the fitted curves are red"
 
 
-def test_two_folders_become_a_file_to_train_with(
-    tmp_path: Path, frames: list[Pixels], good: list[Pixels]
+def test_two_folders_become_a_file_to_train_with_and_the_same_fit_again(
+    tmp_path: Path, fit: Fit, frames: list[Pixels], good: list[Pixels]
 ) -> None:
-    for name, images in (("low", frames[:2]), ("high", good[:2])):
+    for name, images in (("low", frames), ("high", good)):
         (tmp_path / name).mkdir()
         for k, image in enumerate(images):
             tifffile.imwrite(tmp_path / name / f"{k}.tif", image)
@@ -231,6 +225,8 @@ def test_two_folders_become_a_file_to_train_with(
     )
     assert load_crappifier(out) == fitted.crappifier
     assert fitted.crappifier.id == "our-sem"
+    assert fitted.parameters == fit.parameters
+    assert fitted.quality == fit.quality
     assert "electrons_per_pixel" in said.getvalue()
     assert picture.read_bytes().startswith(b"\x89PNG")
 
