@@ -296,9 +296,11 @@ def run_fit(low: Path, high: Path, *, scale: int, out: Path, picture: Path | Non
         progress=lambda rounds: track(rounds, description="fitting", console=console, transient=True),
     )
     console.print(str(fit), markup=False, highlight=False)
+    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(to_toml(fit.crappifier), encoding="utf-8")
     console.print(f"wrote {out}", highlight=False)
     if picture:
+        picture.parent.mkdir(parents=True, exist_ok=True)
         picture.write_bytes(fit.picture())
         console.print(f"wrote {picture}", highlight=False)
     return fit
@@ -689,5 +691,5 @@ def _density(curves: Curves) -> tuple[Float, Float]:
     low, high = np.interp((0.001, 0.999), curves.cumulative, curves.grey)
     bounds = np.linspace(low, high, 65)
     share = np.diff(np.interp(bounds, curves.grey, curves.cumulative))
-    density = gaussian_filter1d(share / (bounds[1] - bounds[0]), 1.5)
+    density = gaussian_filter1d(share / (bounds[1] - bounds[0]), 2.5)
     return (bounds[1:] + bounds[:-1]) / 2, density

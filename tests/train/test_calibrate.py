@@ -214,7 +214,7 @@ def test_two_folders_become_a_file_to_train_with_and_the_same_fit_again(
         (tmp_path / name).mkdir()
         for k, image in enumerate(images):
             tifffile.imwrite(tmp_path / name / f"{k}.tif", image)
-    out, picture, said = tmp_path / "our-sem.toml", tmp_path / "fit.png", io.StringIO()
+    out, picture, said = tmp_path / "out" / "our-sem.toml", tmp_path / "out" / "fit.png", io.StringIO()
     fitted = run_fit(
         tmp_path / "low",
         tmp_path / "high",
@@ -229,6 +229,11 @@ def test_two_folders_become_a_file_to_train_with_and_the_same_fit_again(
     assert fitted.quality == fit.quality
     assert "electrons_per_pixel" in said.getvalue()
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_saturated_frames_are_named(frames: list[Pixels], good: list[Pixels]) -> None:
+    bright = [np.clip(frame.astype(np.float32) * 2, 0, 65535).astype(np.uint16) for frame in frames[:2]]
+    assert "low-dose pixels are white" in " ".join(fit_crappifier(bright, good[:2], scale=SCALE).warnings)
 
 
 @pytest.mark.parametrize(
