@@ -44,7 +44,8 @@ EXTRAS = {  # what to install when a command's packages are missing
     "train": "train",
     "evaluate": "train",
     "crappify": "train",
-    "presets": "train",
+    "crappify_presets": "train",
+    "crappify_fit": "train",
     "enhance": "archive",
     "models_list": "serve",
     "models_show": "serve",
@@ -398,7 +399,24 @@ def crappify(
 
 
 @partial(command, group=crappifiers)
-def presets() -> None:
+def crappify_fit(
+    low: Annotated[Path, typer.Option(help="Folder of real low-dose frames.")],
+    high: Annotated[Path, typer.Option(help="Folder of good images of the same kind; other places will do.")],
+    scale: Annotated[int, typer.Option(min=1, max=16, help="Pixels of the good images along a raw pixel.")] = 4,
+    out: Annotated[Path, typer.Option(help="Crappifier to write, TOML.")] = Path("fitted.toml"),
+    preview: Annotated[Path | None, typer.Option(help="Also draw real and fitted frames to this PNG.")] = None,
+) -> None:
+    """Find the crappifier that makes good images look like your low-dose frames; no aligned pairs needed."""
+    from live_sr.train.calibrate import run_fit
+
+    for path in (out, preview):
+        if path is not None and path.exists():
+            raise InputError(f"{path} exists: choose another name, nothing is overwritten")
+    run_fit(low, high, scale=scale, out=out, picture=preview, console=Console())
+
+
+@partial(command, group=crappifiers)
+def crappify_presets() -> None:
     """List the presets."""
     from live_sr.train.crappify import load_crappifier
     from live_sr.train.crappify import presets as names

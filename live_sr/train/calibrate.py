@@ -51,7 +51,7 @@ from live_sr.train.crappify import (
     Undersample,
     to_toml,
 )
-from live_sr.train.dataset import load_files, to_unit
+from live_sr.train.files import load_files, to_unit
 from live_sr.train.sheet import Row, draw_sheet
 from live_sr.train.statistics import Curves, Float, Measured, Tiles, cut, grey_levels, measure
 
@@ -285,7 +285,12 @@ def run_fit(low: Path, high: Path, *, scale: int, out: Path, picture: Path | Non
         When a folder has no usable image, and as :func:`fit_crappifier`.
     """
     frames, images = (
-        [image for file in load_files([folder], ["*"]) for image in file.images] for folder in (low, high)
+        [
+            image[0 : image.shape[0], 0 : image.shape[1]]
+            for file in load_files([folder], ["*"])
+            for image in file.images
+        ]
+        for folder in (low, high)
     )
     console.print(f"{len(frames)} low-dose frames, {len(images)} good images")
     fit = fit_crappifier(
@@ -295,7 +300,7 @@ def run_fit(low: Path, high: Path, *, scale: int, out: Path, picture: Path | Non
         id=out.stem,
         progress=lambda rounds: track(rounds, description="fitting", console=console, transient=True),
     )
-    console.print(str(fit), markup=False, highlight=False)
+    console.print(str(fit), markup=False, highlight=False, soft_wrap=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(to_toml(fit.crappifier), encoding="utf-8")
     console.print(f"wrote {out}", highlight=False)
