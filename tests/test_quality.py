@@ -37,7 +37,8 @@ def test_the_table_replaces_what_is_between_the_markers(tmp_path: Path) -> None:
     stack = tmp_path / "fibsem_medulla" / "val_520px_every6th.ome.tif"
     stack.parent.mkdir()
     tissue = [Neuropil(n).render((128, 128), pixel_size_um=0.004) for n in range(3)]
-    tifffile.imwrite(stack, np.rint(np.stack(tissue) * 255).astype(np.uint8), photometric="minisblack")
+    planes = np.rint(np.stack(tissue) * 255).astype(np.uint8)
+    tifffile.imwrite(stack, planes, photometric="minisblack", metadata={"axes": "ZYX"})
     page = tmp_path / "quality.md"
     page.write_text("before\n<!-- quality table: begin -->\nstale\n<!-- quality table: end -->\nafter\n")
     narrow = ("--models", "em-x2", "--sets", "fibsem", "--doses", 40, "--planes", 1)
