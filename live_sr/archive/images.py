@@ -15,11 +15,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, Protocol
 
+import msgspec
 import numpy as np
 import tifffile
 
 from live_sr.client.journal import journal_path
-from live_sr.client.volume import Axis, AxisType, Position, VolumeLayout, VolumeReader
+from live_sr.client.volume import Axis, AxisType, Position, VolumeLayout, VolumeReader, mixed_up
 from live_sr.errors import InputError, StoreError
 from live_sr.frame import DTYPES, Pixels
 
@@ -66,6 +67,11 @@ class Source(Protocol):
     @property
     def layout(self) -> VolumeLayout:
         """Axes, dtype and positions."""
+        ...
+
+    @property
+    def mixed(self) -> bool:
+        """Whether what lies beside a frame may be of another channel or position."""
         ...
 
     def indices(self) -> Iterator[dict[str, int]]:
@@ -129,6 +135,7 @@ class ZarrSource:
     def __init__(self, path: Path) -> None:
         self._reader = VolumeReader(path)
         self.layout = self._reader.layout
+        self.mixed = self._reader.mixed
 
     def indices(self) -> Iterator[dict[str, int]]:
         """Position by position."""
@@ -145,6 +152,8 @@ class ZarrSource:
 
 class PngSource:
     """A PNG file: one plane, without a pixel size, which PNG keeps too coarsely for microscopy."""
+
+    mixed = False
 
     def __init__(self, path: Path) -> None:
         image = _pillow()
@@ -192,6 +201,7 @@ class TiffSource:
         try:
             self._series = list(self._file.series)
             self.layout = self._read_layout()
+            self.mixed = _written_mixed(self._file.ome_metadata, self.layout)
         except BaseException:
             self._file.close()
             raise
@@ -280,6 +290,20 @@ def _ome_axes(xml: str, axes: tuple[Axis, ...]) -> tuple[tuple[Axis, ...], tuple
     scaled = tuple(_with_scale(axis, *said.get(axis.name, (None, ""))) for axis in axes)
     channels = tuple(e.get("Name", "") for e in pixels if e.tag.endswith("}Channel"))
     return scaled, channels if all(channels) and len(set(channels)) == len(channels) else ()
+
+
+def _written_mixed(xml: str | None, layout: VolumeLayout) -> bool:
+    """What pymmcore-plus noted in an OME-TIFF; each of its positions has a file of its own."""
+    if xml is None:
+        return False
+    noted = [e.text for e in ET.fromstring(xml).iter() if e.get("K") == "summary_metadata_json"]
+    try:
+        return any(
+            mixed_up(layout, {"summary_metadata": msgspec.json.decode(text or "")}, one_position=True)
+            for text in noted
+        )
+    except msgspec.DecodeError:
+        return False
 
 
 def _tag_axes(file: tifffile.TiffFile, axes: tuple[Axis, ...]) -> tuple[Axis, ...]:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from live_sr.errors import ModelError
+from live_sr.neighbours import FrameCount, Neighbours
 
 WEIGHTS = Path(__file__).parent / "weights"
 METADATA = "live_sr.json"  # name of the record inside the model file
@@ -34,7 +35,8 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     scale : int
         Output pixels per raw pixel along y and x.
     normalisation : str
-        ``frame-mean-std``: the network sees ``(raw - mean) / max(std, 1)`` of the whole raw frame.
+        ``frame-mean-std``: the network sees ``(raw - mean) / max(std, 1)`` of the whole raw frame; neighbours
+        are shifted and scaled like the frame that is restored.
     halo : int
         Raw pixels a tile needs around it to equal the whole frame; a multiple of `multiple`.
     multiple : int
@@ -45,7 +47,11 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     pixel_size_um : (float, float) or None
         Raw pixel sizes it was trained for, micrometres.
     widths : tuple of int
-        Channels per level: with `scale`, all that is needed to build the network again.
+        Channels per level: with `scale` and `frames`, all that is needed to build the network again.
+    frames : {1, 3, 5}
+        Frames that it sees at once, of which it restores the middle one.
+    neighbours : {"t", "z", "t or z"}
+        What it was trained on: time points, adjacent sections, or both.
     attribution : list of str
         Whose data the weights were trained on; must be passed on with the file.
     training : dict
@@ -60,6 +66,8 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     parameters: int
     kmac_per_output_pixel: float
     widths: tuple[int, ...]
+    frames: FrameCount = 1
+    neighbours: Neighbours = "t or z"
     pixel_size_um: tuple[float, float] | None = None
     attribution: list[str] = []
     licence: str = ""
