@@ -34,7 +34,7 @@ class Stacks:
         self.axis: str | None = None
         if model.frames > 1 and not source.mixed:
             # A mere stack of pages is of time points or of sections, as the model has it.
-            pages = next(iter(self._sizes)) if self._sizes.keys() in ({name} for name in PAGES) else None
+            pages = next((axis for axis in self._sizes if axis in PAGES and len(self._sizes) == 1), None)
             self.axis = pages or axis_of(model.neighbours, self._sizes)
         why = (
             "frames lie in the order of arrival, which does not tell them" if source.mixed else "there are none"

@@ -2,8 +2,8 @@
 
 Normalises each frame by its own mean and standard deviation (and its neighbours by the frame's, where the model
 sees any), cuts large ones, computes, and returns the camera's grey levels. Knows no socket and no file. What
-comes out depends on the frame, the model, the precision and the machine, never on what else is computed: a frame
-restored live and again from its file is the same.
+comes out depends on the frame, the model, the precision and the machine, never on what else is computed: a
+frame restored live and again from its file is the same.
 """
 
 from __future__ import annotations
