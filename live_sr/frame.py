@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from live_sr.errors import InputError
 
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]
-"""(Y, X) uint8 or uint16, C-contiguous; a multi-frame model is given (frames, Y, X), a frame amid its neighbours."""
+"""(Y, X) uint8 or uint16, C-contiguous; for multi-frame models (frames, Y, X), a frame amid its neighbours."""
 
 DTYPES = ("uint8", "uint16")
 """Pixel types that travel and are restored; 12 and 14 bit cameras deliver uint16."""
