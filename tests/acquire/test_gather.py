@@ -96,14 +96,18 @@ T3P2 = useq.MDASequence(
 P2T3 = T3P2.replace(axis_order="pt")
 C2Z3 = useq.MDASequence(axis_order="cz", channels=["a", "b"], z_plan={"range": 2, "step": 1})
 Z3C2 = C2Z3.replace(axis_order="zc")
-T2Z3 = useq.MDASequence(
-    axis_order="tz", time_plan={"interval": 0, "loops": 2}, z_plan={"range": 2, "step": 1}
-)
+T2Z3 = useq.MDASequence(axis_order="tz", time_plan={"interval": 0, "loops": 2}, z_plan={"range": 2, "step": 1})
 ENDLESS = useq.MDASequence(time_plan={"interval": 0, "duration": 1})
 C2 = useq.MDASequence(channels=["a", "b"])
 
 STORIES: dict[str, tuple[useq.MDASequence, FrameCount, Neighbours, str, str]] = {
-    "3 time points": (T4, 3, "t or z", "", "t0: | t1: t0(0 0 1) | t2: t1(0 1 2) | t3: t2(1 2 3), t3(2 3 3) | end:"),
+    "3 time points": (
+        T4,
+        3,
+        "t or z",
+        "",
+        "t0: | t1: t0(0 0 1) | t2: t1(0 1 2) | t3: t2(1 2 3), t3(2 3 3) | end:",
+    ),
     "5 time points": (
         T4,
         5,
