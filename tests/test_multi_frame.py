@@ -45,6 +45,13 @@ from test_end_to_end import Faulty, assert_clean, frames, nobody, paths
 
 pytestmark = [pytest.mark.filterwarnings("ignore:Multi-camera acquisition combined:UserWarning")]
 
+
+@pytest.fixture(autouse=True)
+def software_timed(mmc: CMMCorePlus) -> None:
+    """On a busy machine the demo camera's bursts overrun, and frames fail to come."""
+    mmc.mda.engine.use_hardware_sequencing = False  # type: ignore[union-attr]
+
+
 # Along which axis the neighbours lie; None where nobody knows what lies beside a frame, or there is no axis.
 AXES: dict[str, str | None] = {
     **dict.fromkeys(SEQUENCES, "t"),
@@ -166,7 +173,6 @@ def test_a_frame_comes_out_when_its_look_ahead_is_in_and_says_so(mmc: CMMCorePlu
             assert came.wait_for(lambda: len(got) == due, WAIT_S)
         assert sr.counts.queued == acquired - due
 
-    mmc.mda.engine.use_hardware_sequencing = False  # type: ignore[union-attr]
     with serving(Bilinear(SCALE, frames=3)) as server, LiveSR(server.address, save=sr_path) as sr:
         assert sr.wait_ready(WAIT_S)
         sr.attach(mmc)
@@ -219,7 +225,6 @@ def test_skipped_frames_are_bridged_as_offline(mmc: CMMCorePlus, tmp_path: Path,
 
 def test_a_cancelled_run_ends_with_the_frames_that_are_there(mmc: CMMCorePlus, tmp_path: Path) -> None:
     raw, sr_path = paths(tmp_path)
-    mmc.mda.engine.use_hardware_sequencing = False  # type: ignore[union-attr]
     model = Bilinear(SCALE, frames=5)
     with serving(model) as server, LiveSR(server.address, save=sr_path) as sr:
         assert sr.wait_ready(WAIT_S)
