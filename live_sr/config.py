@@ -55,7 +55,7 @@ class ServerSettings(Settings, frozen=True, forbid_unknown_fields=True, kw_only=
     threads: int = 0
     warm_shapes: tuple[tuple[int, int], ...] = ((256, 256),)
     max_pixels: int = 8192 * 8192
-    mailbox_mb: int = 512
+    mailbox_mb: int = 1024
     max_batch: int = 1
     metrics_port: int = 0
 

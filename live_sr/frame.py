@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -12,26 +13,36 @@ from numpy.typing import NDArray
 from live_sr.errors import InputError
 
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]
-"""(Y, X) uint8 or uint16, C-contiguous."""
+"""(Y, X) uint8 or uint16, C-contiguous; for multi-frame models (frames, Y, X), a frame amid its neighbours."""
 
 DTYPES = ("uint8", "uint16")
 """Pixel types that travel and are restored; 12 and 14 bit cameras deliver uint16."""
 
 
-def check_pixels(pixels: NDArray[Any]) -> Pixels:
-    """Return `pixels` if it is a frame that can be restored.
+def check_pixels(pixels: NDArray[Any], frames: int = 1) -> Pixels:
+    """Return `pixels` if it is a frame that can be restored, by a model that sees `frames` of them at once.
 
     Raises
     ------
     InputError
-        When it is not 2-D, is empty, or its dtype is neither uint8 nor uint16.
+        When it is not (Y, X), or (`frames`, Y, X) for a multi-frame model, is empty, or its dtype is neither
+        uint8 nor uint16.
     """
-    if pixels.ndim != 2 or 0 in pixels.shape:
+    if pixels.shape[:-2] != ((frames,) if frames > 1 else ()) or pixels.ndim < 2 or 0 in pixels.shape:
         raise InputError(
             f"a frame must be one non-empty (Y, X) plane, got shape {pixels.shape}: select one channel first"
+            if frames == 1
+            else f"this model restores the middle one of {frames} frames, got shape {pixels.shape}: give it "
+            f"({frames}, Y, X), a single frame {frames} times"
         )
     if pixels.dtype.name not in DTYPES:
         raise InputError(f"a frame must be uint8 or uint16, got {pixels.dtype}: convert it without rescaling")
+    return pixels
+
+
+def stacked(planes: Sequence[Pixels]) -> Pixels:
+    """(frames, Y, X) of frames of one shape and dtype."""
+    pixels: Pixels = np.stack(planes)  # type: ignore[assignment]  # numpy says any dtype
     return pixels
 
 
@@ -46,12 +57,29 @@ class Frame:
     pixels : (Y, X) uint8 or uint16
         Shared with other listeners: read only.
     captured_ns : int
-        ``time.monotonic_ns()`` of this machine when the hook received it.
+        ``time.monotonic_ns()`` of this machine when the hook received it, or the last neighbour that it
+        waited for.
+    stack : tuple of (Y, X)
+        For a multi-frame model: its neighbours along an axis, with `pixels` itself in the middle.
+    used : mapping or None
+        Their positions along that axis, ``{"t": (3, 4, 5)}``; None when it stands for itself alone.
     """
 
     seq: int
     pixels: Pixels
     captured_ns: int
+    stack: tuple[Pixels, ...] = ()
+    used: Mapping[str, tuple[int, ...]] | None = None
+
+    @property
+    def planes(self) -> int:
+        """How many frames the server is given to restore this one."""
+        return len(self.stack) or 1
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all of them."""
+        return sum(plane.nbytes for plane in self.stack) or self.pixels.nbytes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,6 +99,8 @@ class Restored:
         Waiting and computing on the server, by the server's clock.
     round_trip_ms : float
         Sending to receiving, by this machine's clock.
+    used : mapping or None
+        As in :class:`Frame`.
     """
 
     seq: int
@@ -81,6 +111,7 @@ class Restored:
     scale: int
     server_ms: float
     round_trip_ms: float
+    used: Mapping[str, tuple[int, ...]] | None = None
 
 
 State = Literal["queued", "in_flight", "deferred", "returned", "failed"]

@@ -10,7 +10,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from live_sr.frame import DTYPES, Pixels
+from live_sr.frame import DTYPES, Pixels, check_pixels
+from live_sr.neighbours import FrameCount, Neighbours
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,10 @@ class UpscalerInfo:
         Largest frame accepted, in raw pixels.
     pixel_size_um : (float, float) or None
         Range of raw pixel sizes that the model was trained for.
+    frames : {1, 3, 5}
+        Frames that it sees at once, of which it restores the middle one.
+    neighbours : {"t", "z", "t or z"}
+        Along which axis they may lie.
     """
 
     id: str
@@ -41,6 +46,8 @@ class UpscalerInfo:
     max_pixels: int
     pixel_size_um: tuple[float, float] | None = None
     dtypes: tuple[str, ...] = DTYPES
+    frames: FrameCount = 1
+    neighbours: Neighbours = "t or z"
 
 
 @runtime_checkable
@@ -60,16 +67,28 @@ class Upscaler(Protocol):
         """Restore frames of one shape and dtype.
 
         Each (Y, X) frame comes back as (scale * Y, scale * X) with the same dtype and grey-level scale; a
-        frame's result does not depend on the others in the call.
+        frame's result does not depend on the others in the call. A multi-frame model takes
+        (info.frames, Y, X) for each and restores the middle one.
         """
         ...
 
 
 class Bilinear:
-    """Bilinear interpolation as an :class:`Upscaler`: a stand-in for tests and model-free servers."""
+    """Bilinear interpolation as an :class:`Upscaler`: a stand-in for tests and model-free servers.
 
-    def __init__(self, scale: int = 4, *, max_pixels: int = 4096 * 4096) -> None:
-        name = f"bilinear-x{scale}"
+    With several `frames` it interpolates their mean, in which each weighs more than the one before it: a
+    neighbour that is missing, wrong or in another's place shows.
+    """
+
+    def __init__(
+        self,
+        scale: int = 4,
+        *,
+        frames: FrameCount = 1,
+        neighbours: Neighbours = "t or z",
+        max_pixels: int = 4096 * 4096,
+    ) -> None:
+        name = f"bilinear-x{scale}" + (f"-f{frames}" if frames > 1 else "")
         self._info = UpscalerInfo(
             id=name,
             sha256=hashlib.sha256(name.encode()).hexdigest(),  # there is no file; still one hash, one model
@@ -77,6 +96,8 @@ class Bilinear:
             precision="float32",
             device="cpu",
             max_pixels=max_pixels,
+            frames=frames,
+            neighbours=neighbours,
         )
 
     @property
@@ -89,17 +110,27 @@ class Bilinear:
 
     def upscale(self, frames: Sequence[Pixels]) -> list[Pixels]:
         """Interpolate each frame between pixel centres, edges replicated."""
+        for frame in frames:
+            check_pixels(frame, self._info.frames)
         return [bilinear(frame, self._info.scale) for frame in frames]
 
 
 def bilinear(pixels: Pixels, scale: int) -> Pixels:
     """Bilinear upsampling aligned on pixel areas: (Y, X) to (scale * Y, scale * X), same dtype.
 
-    Output pixel i lies at (i + 1/2) / scale - 1/2 in input pixels (half-pixel centres).
+    Output pixel i lies at (i + 1/2) / scale - 1/2 in input pixels (half-pixel centres). Of (frames, Y, X) the
+    mean is taken, weighted 1, 2, 3, ...
     """
-    rows = _resize_axis0(pixels.astype(np.float32), scale)
+    rows = _resize_axis0(_weighted_mean(pixels) if pixels.ndim == 3 else pixels.astype(np.float32), scale)
     both = _resize_axis0(rows.T, scale).T
     return np.ascontiguousarray(np.rint(both).astype(pixels.dtype))
+
+
+def _weighted_mean(stack: Pixels) -> NDArray[np.float32]:
+    weights = np.arange(1, len(stack) + 1, dtype=np.uint32)
+    total = np.einsum("f,fyx->yx", weights, stack.astype(np.uint32))  # exact, in any order of summation
+    mean: NDArray[np.float32] = (total / weights.sum()).astype(np.float32)
+    return mean
 
 
 def _resize_axis0(a: NDArray[np.float32], scale: int) -> NDArray[np.float32]:

@@ -17,6 +17,7 @@ from pymmcore_plus import CMMCorePlus
 from live_sr.client.volume import VolumeReader
 from live_sr.config import ServerSettings
 from live_sr.frame import Pixels
+from live_sr.neighbours import FrameCount
 from live_sr.serve.loop import Server
 from live_sr.upscaler import Bilinear, bilinear
 
@@ -42,8 +43,8 @@ def mmc() -> Iterator[CMMCorePlus]:
 class Gated(Bilinear):
     """Computes a frame for every permit; once opened, without."""
 
-    def __init__(self, scale: int = SCALE, permits: int = 0) -> None:
-        super().__init__(scale)
+    def __init__(self, scale: int = SCALE, permits: int = 0, frames: FrameCount = 1) -> None:
+        super().__init__(scale, frames=frames)
         self._permits = threading.Semaphore(permits)
         self._open = threading.Event()
 

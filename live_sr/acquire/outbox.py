@@ -74,7 +74,7 @@ class Outbox:
         """Add a frame to the live lane; it is counted as queued already."""
         with self._changed:
             self._live.append(frame)
-            self._live_bytes += frame.pixels.nbytes
+            self._live_bytes += frame.nbytes
             while self._live_bytes > self._max_bytes:
                 self._defer_oldest()
             self._changed.notify_all()
@@ -94,7 +94,7 @@ class Outbox:
             self._defer_old()
             if self._live:
                 frame = self._live.pop()
-                self._live_bytes -= frame.pixels.nbytes
+                self._live_bytes -= frame.nbytes
                 self._ledger.move("queued", "in_flight")
                 return frame
             if self._fetched:
@@ -144,7 +144,7 @@ class Outbox:
 
     def _defer_oldest(self) -> None:
         frame = self._live.popleft()
-        self._live_bytes -= frame.pixels.nbytes
+        self._live_bytes -= frame.nbytes
         self._ledger.move("queued", "deferred")
         self._deferring(frame.seq)
         self._deferred.append(frame.seq)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ome_writers import Dimension, Plate, useq_to_acquisition_settings
 from useq import HardwareAutofocus, MDAEvent, MDASequence
 
-from live_sr.client.volume import VolumeLayout, from_dimensions
+from live_sr.client.volume import VolumeLayout, from_dimensions, mixed_up
 from live_sr.errors import InputError
 
 Place = dict[str, int]
@@ -43,6 +43,8 @@ class Plan:
         ``(event, n) -> place``: where the run's `n`-th frame lies in the volume.
     order : tuple of (axis, size)
         The axes that number frames, in the order of acquisition, slowest first.
+    mixed : bool
+        What lies beside a frame may be of another channel or position, and raw will not tell.
     """
 
     layout: VolumeLayout
@@ -55,6 +57,7 @@ class Plan:
     in_order: bool
     place: Callable[[MDAEvent, int], Place]
     order: Order
+    mixed: bool
 
     @property
     def frame_bytes(self) -> int:
@@ -112,6 +115,7 @@ def plan_run(sequence: MDASequence, meta: dict[str, Any]) -> Plan:
         in_order=by_index is None,
         place=by_index or _place_by_order(order),
         order=order,
+        mixed=by_index is None or mixed_up(layout, _as_written(meta)),
     )
 
 
@@ -124,6 +128,14 @@ def plan_frame(pixels: NDArray[np.generic], meta: dict[str, Any]) -> Plan:
         "pixel_size_um": meta.get("pixel_size_um"),
     }
     return plan_run(MDASequence(axis_order=()), {"image_infos": [info]})
+
+
+def _as_written(meta: dict[str, Any]) -> dict[str, Any]:
+    """The part of the summary metadata that says what the sequence is, as the sink stores it."""
+    sequence = meta.get("mda_sequence")
+    if isinstance(sequence, MDASequence):
+        sequence = sequence.model_dump(mode="json", exclude_unset=True)
+    return {"summary_metadata": {"mda_sequence": sequence}}
 
 
 def _unbounded(shape: tuple[int, int], pixel_size_um: float) -> list[Dimension]:

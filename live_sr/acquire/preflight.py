@@ -11,7 +11,10 @@ from live_sr.client.journal import journal_path
 from live_sr.client.link import LinkStatus
 from live_sr.errors import StoreError
 from live_sr.frame import DTYPES
+from live_sr.neighbours import axis_of
 from live_sr.wire.messages import ModelInfo
+
+LATE_S = 1.0  # results that come later than that are missed by somebody who watches
 
 
 def refuse_existing(path: Path) -> None:
@@ -91,7 +94,31 @@ def doubts(plan: Plan, model: ModelInfo | None, servers: Sequence[LinkStatus]) -
                 f"the pixel size is {size:g} µm, {model.id} was trained for {low:g} to {high:g} µm: "
                 "judge its results with care"
             )
+    if model is not None and model.look_ahead:
+        found += _look_ahead(plan, model)
     return found
+
+
+def _look_ahead(plan: Plan, model: ModelInfo) -> list[str]:
+    """What a multi-frame model means for this sequence."""
+    axis = None if plan.mixed else axis_of(model.neighbours, dict(plan.order))
+    if axis is None:
+        why = (
+            "pymmcore-plus stores this sequence's frames in the order of arrival, which does not tell them"
+            if plan.mixed
+            else "this sequence has none"
+        )
+        return [
+            f"{model.id} sees a frame with its neighbours along {model.neighbours}: {why}, so each frame is "
+            "restored from itself alone"
+        ]
+    interval_s = next((a.scale or 0.0 for a in plan.layout.axes if a.name == axis and a.unit == "second"), 0.0)
+    if (late_s := model.look_ahead * interval_s) >= LATE_S:
+        return [
+            f"{model.id} looks {model.look_ahead} time points ahead: with {interval_s:g} s between them each "
+            f"frame comes out {late_s:g} s late"
+        ]
+    return []
 
 
 def _no_room(needs: Iterable[tuple[Path, int]]) -> str | None:

@@ -47,6 +47,8 @@ class SessionReport:
         The ledger; all frames of all runs.
     latency_ms : Percentiles
         From the hook's stamp to the delivery of the super-resolved frame, deferred frames included.
+    look_ahead_ms : Percentiles
+        What part of it frames waited for their neighbours, with a multi-frame model.
     raw_fps, sr_fps : float
         Frames per second from the first to the last.
     alarms, warnings : list of str
@@ -58,6 +60,7 @@ class SessionReport:
     runs: list[RunReport]
     latency_ms: Percentiles
     live_latency_ms: Percentiles
+    look_ahead_ms: Percentiles
     raw_fps: float
     sr_fps: float
     model: ModelInfo | None

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from live_sr import __version__
 from live_sr.acquire.custody import LOW_FRAMES, Custody, RawReport
+from live_sr.acquire.gather import Gatherer
 from live_sr.acquire.plan import Plan
 from live_sr.client.store import SRStore
 from live_sr.errors import LiveSRError, StoreError
@@ -49,6 +50,7 @@ class Run:
     sequence: MDASequence | None
     plan: Plan
     custody: Custody
+    gatherer: Gatherer
     raw_path: Path | None
     target: Path | None
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -96,6 +98,7 @@ class Run:
                 "model_sha256": result.model_sha256,
                 "latency_ms": round(latency_ms, 3),
                 "raw_crc32": record.crc,
+                "used": result.used,
             },
         )
 

@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from live_sr.acquire import preflight
 from live_sr.acquire.custody import Custody, RawReport
+from live_sr.acquire.gather import Gathered, Gatherer
 from live_sr.acquire.hook import FrameTaken, Hook, Intake, RunFinished, RunStarted
 from live_sr.acquire.listeners import Events, Resequencer
 from live_sr.acquire.outbox import Outbox
@@ -160,6 +161,7 @@ class LiveSR:
 
         self._latency = Durations()
         self._live_latency = Durations()
+        self._look_ahead = Durations()
         self._raw_rate = Rate()
         self._sr_rate = Rate()
         self._said = threading.Lock()
@@ -388,25 +390,29 @@ class LiveSR:
         # Beside the super-resolved volume first: it may be on another disk, as may the scratch folder.
         near = [p.with_name(f"{p.name.split('.')[0]}.rescued") for p in (target, raw_path) if p is not None]
         scratch = self._spool.folder / f"live-sr-{self.session[:8]}-run{number}.rescued"
+        custody = Custody(
+            open_raw(raw_path, plan) if raw_path is not None else None,
+            self._spool,
+            rescue_to=[*near, scratch] if near else [],
+            alarm=raw_alarm,
+            warn=self._warn,
+            frame_bytes=plan.frame_bytes,
+            n_frames=plan.n_frames,
+            in_order=not plan.regular,
+        )
         run = Run(
             number=number,
             session=self.session,
             sequence=started.sequence,
             plan=plan,
-            custody=Custody(
-                open_raw(raw_path, plan) if raw_path is not None else None,
-                self._spool,
-                rescue_to=[*near, scratch] if near else [],
-                alarm=raw_alarm,
-                warn=self._warn,
-                frame_bytes=plan.frame_bytes,
-                n_frames=plan.n_frames,
-                in_order=not plan.regular,
-            ),
+            custody=custody,
+            gatherer=Gatherer(plan, release=custody.release),
             raw_path=raw_path,
             target=target,
         )
-        self._runs.append(run)
+        self._runs.append(run)  # before the model is looked at: whoever learns of it later tells every run
+        if (model := self._model) is not None:
+            run.gatherer.learn(model.frames, model.neighbours)
         return run
 
     def _take_frame(self, taken: FrameTaken) -> None:
@@ -439,19 +445,29 @@ class LiveSR:
         if problem is not None:
             self._ledger.move("queued", "failed")
             self._lose(seq, problem)
-        elif pixels is None:
-            self._ledger.move("queued", "deferred")
-            self._records.defer(seq)
-            self._outbox.put_deferred(seq)
+            return
+        frame = check_pixels(pixels) if pixels is not None else None
+        if frame is not None and self._feed is not None:
+            self._feed.show_raw(self._view_of(seq, record), frame)
+        for gathered in run.gatherer.add(seq, n, place, frame, crc, taken.captured_ns):
+            self._hand_on(run, gathered)
+
+    def _hand_on(self, run: Run, gathered: Gathered) -> None:
+        """A frame has all that it needs to be sent."""
+        if run.gatherer.axis is not None:
+            self._look_ahead.add(gathered.waited_ms)
+        if gathered.frame is not None:
+            self._outbox.put(gathered.frame)
         else:
-            frame = check_pixels(pixels)
-            if self._feed is not None:
-                self._feed.show_raw(self._view_of(seq, record), frame)
-            self._outbox.put(Frame(seq=seq, pixels=frame, captured_ns=taken.captured_ns))
+            self._ledger.move("queued", "deferred")
+            self._records.defer(gathered.seq)
+            self._outbox.put_deferred(gathered.seq)
 
     def _end_run(self, finished: RunFinished) -> None:
         run = self._coming_in.pop(finished.hook, None)
         if isinstance(run, Run):
+            for gathered in run.gatherer.end():
+                self._hand_on(run, gathered)
             run.reason = finished.reason
             run.ended = True
             run.custody.sink_closed()
@@ -467,10 +483,12 @@ class LiveSR:
 
     def _fetch(self, seq: int) -> Frame | None:
         record = self._records.get(seq)
-        pixels = record.run.custody.fetch(record.n, record.place, record.crc)
+        fetch = record.run.custody.fetch
+        pixels = fetch(record.n, record.place, record.crc)
         if pixels is None:
             return None
-        return Frame(seq=seq, pixels=pixels, captured_ns=record.captured_ns)
+        frame = Frame(seq=seq, pixels=pixels, captured_ns=record.captured_ns)
+        return record.run.gatherer.with_neighbours(frame, record.n, record.place, fetch)
 
     def _lose(self, seq: int, reason: str) -> None:
         """A frame is counted as failed; say so where it is looked for. Any thread."""
@@ -480,10 +498,12 @@ class LiveSR:
 
     def _accept(self, model: ModelInfo) -> str | None:
         with self._model_lock:
-            if self._model is None:
-                self._model = model
-                return None
-            return why_not_mixed(self._model, model)
+            if self._model is not None:
+                return why_not_mixed(self._model, model)
+            self._model = model
+            for run in list(self._runs):
+                run.gatherer.learn(model.frames, model.neighbours)
+            return None
 
     def returned(self, result: Restored) -> None:
         """A frame came back (called by a link)."""
@@ -542,7 +562,7 @@ class LiveSR:
         run = record.run
         latency_ms = (time.monotonic_ns() - record.captured_ns) / 1e6
         saved = self._save_result(run, record, result, latency_ms)
-        run.custody.release(record.n)
+        run.gatherer.settle(record.n, record.place, restored=True)
         self._ledger.move("in_flight", "failed" if saved is False else "returned")
         self._sr_rate.tick()
         self._latency.add(latency_ms)
@@ -575,6 +595,8 @@ class LiveSR:
         return True
 
     def _emit(self, result: Restored, record: Record, latency_ms: float, *, saved: bool) -> None:
+        model = self._model
+        assert model is not None, "frames come back from servers whose model was accepted"
         pixel_size_um = float(record.meta.get("pixel_size_um") or 0.0)
         meta = {
             **record.meta,
@@ -588,6 +610,9 @@ class LiveSR:
                 "latency_ms": latency_ms,
                 "server_ms": result.server_ms,
                 "deferred": record.deferred,
+                "frames": model.frames,
+                "look_ahead": model.look_ahead,
+                "used": dict(result.used) if result.used is not None else None,
             },
         }
 
@@ -607,6 +632,7 @@ class LiveSR:
         except StoreError as e:
             self._alarm(f"a frame failed, and where it belongs cannot be told: {e}")
             return
+        record.run.gatherer.settle(record.n, record.place, restored=False)
         self._fail(record.run, lost.seq, record, lost.reason)
         if self._order is not None:
             self._order.add(lost.seq, None)
@@ -803,6 +829,7 @@ class LiveSR:
             runs=sorted(self._run_reports, key=lambda r: r.number),
             latency_ms=self._latency.percentiles(),
             live_latency_ms=self._live_latency.percentiles(),
+            look_ahead_ms=self._look_ahead.percentiles(),
             raw_fps=self._raw_rate.overall(),
             sr_fps=self._sr_rate.overall(),
             model=self._model,

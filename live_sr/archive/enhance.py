@@ -7,6 +7,7 @@ short. Knows no format by itself and imports no torch: the upscaler may be the e
 from __future__ import annotations
 
 import itertools
+import logging
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,13 +16,15 @@ from pathlib import Path
 import numpy as np
 
 from live_sr import __version__
-from live_sr.client.images import ImageSource, check_target, format_of, open_source, write_image
+from live_sr.archive.stacks import Stacks
+from live_sr.client.images import check_target, format_of, open_source, write_image
 from live_sr.client.store import STATEMENT, SRStore
 from live_sr.client.volume import VolumeLayout
 from live_sr.errors import InputError, RemoteError, StoreError
 from live_sr.frame import Pixels
 from live_sr.upscaler import Upscaler, UpscalerInfo
 
+log = logging.getLogger("live_sr")
 Progress = Callable[[int, int], None]
 """Called after each frame with the number of frames dealt with, and of all."""
 
@@ -80,7 +83,7 @@ def enhance(
     ----------
     source : Path
         TIFF, OME-TIFF or PNG file, or OME-Zarr 0.5 volume, of uint8 or uint16 grey levels; any number of
-        planes, of which one is in memory at a time.
+        planes, of which one is in memory at a time, or as many as the model sees at once.
     target : Path
         Its ending selects the format: ``.ome.zarr``, ``.ome.tif``, ``.tif``, ``.png``. An existing file is
         never overwritten. An existing volume is continued if the same model made it.
@@ -111,11 +114,14 @@ def enhance(
                 "pixels: raise max_pixels, or crop them"
             )
         report = EnhanceReport(sum(1 for _ in planes.indices()))
+        stacks = Stacks(planes, upscaler.info)
+        if upscaler.info.frames > 1 and stacks.axis is None and report.frames > 1:
+            log.warning("%s; each frame is restored from itself alone", stacks.why_alone)
         tell = progress or (lambda done, frames: None)
         if format_of(target) == "zarr":
-            _into_volume(planes, source, target, upscaler, report, tell)
+            _into_volume(stacks, source, target, upscaler, report, tell)
         else:
-            _into_file(planes, source, target, upscaler, report, tell)
+            _into_file(stacks, source, target, upscaler, report, tell)
     finally:
         planes.close()
     return report
@@ -125,20 +131,19 @@ def enhance(
 
 
 def _into_file(
-    planes: ImageSource, source: Path, target: Path, upscaler: Upscaler, report: EnhanceReport, tell: Progress
+    stacks: Stacks, source: Path, target: Path, upscaler: Upscaler, report: EnhanceReport, tell: Progress
 ) -> None:
-    layout = planes.layout.scaled(upscaler.info.scale)
+    layout = stacks.source.layout.scaled(upscaler.info.scale)
     check_target(target, layout)
     if report.frames != layout.n_frames:
         raise InputError(f"the positions of {source} have different lengths: choose an .ome.zarr target")
-    restored = _restored(planes, upscaler, report, tell)
+    restored = _restored(stacks, upscaler, report, tell)
     write_image(target, layout, restored, statement=_statement(upscaler.info, source))
 
 
-def _restored(
-    planes: ImageSource, upscaler: Upscaler, report: EnhanceReport, tell: Progress
-) -> Iterator[Pixels]:
+def _restored(stacks: Stacks, upscaler: Upscaler, report: EnhanceReport, tell: Progress) -> Iterator[Pixels]:
     """Planes for the writer, which does not come back after the last: each is counted before it is given."""
+    planes = stacks.source
     y, x = planes.layout.scaled(upscaler.info.scale).frame_shape
     for index in planes.indices():
         raw = planes.read(index)
@@ -146,7 +151,7 @@ def _restored(
             restored: Pixels = np.zeros((y, x), planes.layout.dtype)
             report.missing += 1
         else:
-            restored = upscaler.upscale([raw])[0]
+            (restored,) = upscaler.upscale([stacks.of(index, raw)[0]])
             report.written += 1
         tell(report.done, report.frames)
         yield restored
@@ -163,8 +168,9 @@ def _statement(info: UpscalerInfo, source: Path) -> str:
 
 
 def _into_volume(
-    planes: ImageSource, source: Path, target: Path, upscaler: Upscaler, report: EnhanceReport, tell: Progress
+    stacks: Stacks, source: Path, target: Path, upscaler: Upscaler, report: EnhanceReport, tell: Progress
 ) -> None:
+    planes = stacks.source
     store = _open_volume(target, planes.layout, source, upscaler.info)
     try:
         known = {store.layout.locate(entry.place): entry for entry in store.journal.frames.values()}
@@ -176,24 +182,22 @@ def _into_volume(
                 report.already += 1
             else:
                 seq = known[place].seq if place in known else next(unused)
-                _restore_one(planes, index, seq, store, upscaler, report)
+                _restore_one(stacks, index, seq, store, upscaler, report)
             tell(report.done, report.frames)
     finally:
         store.close(report.as_counts(), "complete" if report.complete else "incomplete")
 
 
 def _restore_one(
-    planes: ImageSource,
-    index: dict[str, int],
-    seq: int,
-    store: SRStore,
-    upscaler: Upscaler,
-    report: EnhanceReport,
+    stacks: Stacks, index: dict[str, int], seq: int, store: SRStore, upscaler: Upscaler, report: EnhanceReport
 ) -> None:
     """One frame into the volume, or why not into its journal; a full disk or a lost server ends the work."""
+    used = restored = None
     try:
-        raw = planes.read(index)
-        restored = None if raw is None else upscaler.upscale([raw])[0]
+        raw = stacks.source.read(index)
+        if raw is not None:
+            pixels, used = stacks.of(index, raw)
+            (restored,) = upscaler.upscale([pixels])
     except (StoreError, RemoteError) as e:
         store.note_failure(seq, index, str(e))
         report.failed += 1
@@ -203,7 +207,7 @@ def _restore_one(
         store.note_failure(seq, index, "not in the raw volume", status="skipped")
         report.missing += 1
         return
-    store.write(seq, index, restored, {"raw_crc32": zlib.crc32(raw.tobytes())})
+    store.write(seq, index, restored, {"raw_crc32": zlib.crc32(raw.tobytes()), "used": used})
     report.written += 1
 
 

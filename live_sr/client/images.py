@@ -17,12 +17,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, Protocol, cast
 
+import msgspec
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
 from live_sr.client.journal import journal_path
-from live_sr.client.volume import Axis, AxisType, Position, VolumeLayout, VolumeReader, Window
+from live_sr.client.volume import Axis, AxisType, Position, VolumeLayout, VolumeReader, Window, mixed_up
 from live_sr.errors import InputError, LiveSRError, StoreError
 from live_sr.frame import DTYPES, Pixels
 
@@ -70,6 +71,11 @@ class ImageSource(Protocol):
     @property
     def layout(self) -> VolumeLayout:
         """Axes, dtype and positions."""
+        ...
+
+    @property
+    def mixed(self) -> bool:
+        """Whether what lies beside a frame may be of another channel or position."""
         ...
 
     def indices(self) -> Iterator[dict[str, int]]:
@@ -147,6 +153,7 @@ class ZarrSource:
     def __init__(self, path: Path) -> None:
         self._reader = VolumeReader(path)
         self.layout = self._reader.layout
+        self.mixed = self._reader.mixed
 
     def indices(self) -> Iterator[dict[str, int]]:
         """Position by position."""
@@ -172,6 +179,8 @@ class ZarrSource:
 
 class PngSource:
     """A PNG file: one plane, without a pixel size, which PNG keeps too coarsely for microscopy."""
+
+    mixed = False
 
     def __init__(self, path: Path) -> None:
         image = _pillow()
@@ -231,6 +240,7 @@ class TiffSource:
         try:
             self._series = list(self._file.series)
             self.layout = self._read_layout()
+            self.mixed = _written_mixed(self._file.ome_metadata, self.layout)
         except BaseException as e:
             self._file.close()
             if isinstance(e, LiveSRError) or not isinstance(e, Exception):
@@ -404,6 +414,20 @@ def _ome_axes(xml: str, axes: tuple[Axis, ...]) -> tuple[tuple[Axis, ...], tuple
     scaled = tuple(_with_scale(axis, *said.get(axis.name, (None, ""))) for axis in axes)
     channels = tuple(e.get("Name", "") for e in pixels if e.tag.endswith("}Channel"))
     return scaled, channels if all(channels) and len(set(channels)) == len(channels) else ()
+
+
+def _written_mixed(xml: str | None, layout: VolumeLayout) -> bool:
+    """What pymmcore-plus noted in an OME-TIFF; each of its positions has a file of its own."""
+    if xml is None:
+        return False
+    noted = [e.text for e in ET.fromstring(xml).iter() if e.get("K") == "summary_metadata_json"]
+    try:
+        return any(
+            mixed_up(layout, {"summary_metadata": msgspec.json.decode(text or "")}, one_position=True)
+            for text in noted
+        )
+    except msgspec.DecodeError:
+        return False
 
 
 def _tag_axes(file: tifffile.TiffFile, axes: tuple[Axis, ...]) -> tuple[Axis, ...]:

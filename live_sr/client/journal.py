@@ -79,6 +79,9 @@ class Entry(msgspec.Struct, frozen=True, tag_field="type", tag="frame", omit_def
         From capture to return.
     raw_crc32 : int or None
         CRC-32 of the raw pixels in C order.
+    used : dict or None
+        Of a multi-frame model: positions along an axis of the frames that it was computed from, for example
+        ``{"t": [3, 4, 5]}``; None when from itself alone.
     reason : str or None
         Why it is not in the volume.
     """
@@ -92,6 +95,7 @@ class Entry(msgspec.Struct, frozen=True, tag_field="type", tag="frame", omit_def
     model_sha256: str | None = None
     latency_ms: float | None = None
     raw_crc32: int | None = None
+    used: dict[str, tuple[Number, ...]] | None = None
     reason: str | None = None
 
     @property

@@ -21,7 +21,7 @@ import zmq
 
 from live_sr import __version__
 from live_sr.errors import InputError, LiveSRError, RemoteError, WireError
-from live_sr.frame import Frame, Pixels, Restored
+from live_sr.frame import Frame, Pixels, Restored, check_pixels, stacked
 from live_sr.upscaler import UpscalerInfo
 from live_sr.wire import codec
 from live_sr.wire.messages import (
@@ -266,7 +266,7 @@ class Link:
             self._set("warming", f"{welcome.model.id} is warming up")
         elif self._state != "ready" or self._credits == 0:
             self._credits = min(self._max_credits, welcome.credits)
-            self._set("ready", f"{welcome.model.id} on {welcome.model.device}")
+            self._set("ready", _introduced(welcome.model))
             for seq, (frame, _) in list(self._in_flight.items()):
                 self._send_frame(dealer, seq, frame)
 
@@ -295,6 +295,7 @@ class Link:
                 scale=model.scale,
                 server_ms=result.waited_ms + result.computed_ms,
                 round_trip_ms=(time.monotonic() - sent) * 1000,
+                used=frame.used,
             )
         )
 
@@ -332,14 +333,19 @@ class Link:
                 limit = self._model.max_pixels
                 self._sink.refused(frame, "too_large", f"{frame.pixels.shape} is more than {limit} pixels")
                 continue
+            if frame.planes != self._model.frames:
+                # It was on its way before the model was known; the second time it comes with its neighbours.
+                why = f"{self._model.id} sees {self._model.frames} frames at once, here are {frame.planes}"
+                self._sink.refused(frame, "busy", why)
+                continue
             self._send_frame(dealer, frame.seq, frame)
 
     def _send_frame(self, dealer: zmq.Socket[bytes], seq: int, frame: Frame) -> None:
         y, x = frame.pixels.shape
         dtype: Literal["uint8", "uint16"] = "uint8" if frame.pixels.dtype.itemsize == 1 else "uint16"
-        message = FrameMessage(session=self.session, seq=seq, shape=(y, x), dtype=dtype)
+        message = FrameMessage(session=self.session, seq=seq, shape=(y, x), dtype=dtype, planes=frame.planes)
         self._in_flight[seq] = (frame, time.monotonic())
-        self._send(dealer, message, frame.pixels)
+        self._send(dealer, message, stacked(frame.stack) if frame.stack else frame.pixels)
 
     @staticmethod
     def _send(dealer: zmq.Socket[bytes], message: FromClient, pixels: Pixels | None = None) -> None:
@@ -401,6 +407,8 @@ class RemoteUpscaler:
             max_pixels=m.max_pixels,
             pixel_size_um=m.pixel_size_um,
             dtypes=tuple(m.dtypes),
+            frames=m.frames,
+            neighbours=m.neighbours,
         )
 
     def __enter__(self) -> RemoteUpscaler:
@@ -424,6 +432,8 @@ class RemoteUpscaler:
 
         Raises
         ------
+        InputError
+            When one is not a frame for this model, or too large.
         RemoteError
             When the server refuses a frame.
         LiveSRError
@@ -436,13 +446,14 @@ class RemoteUpscaler:
         self._link.stop()
 
     def _one(self, pixels: Pixels) -> Pixels:
-        if pixels.size > self._info.max_pixels:
-            raise InputError(
-                f"{pixels.shape} is more than the server's limit of {self._info.max_pixels} pixels"
-            )
+        check_pixels(pixels, self._info.frames)
+        stack = tuple(pixels) if pixels.ndim == 3 else ()
+        frame = stack[len(stack) // 2] if stack else pixels
+        if frame.size > self._info.max_pixels:
+            raise InputError(f"{frame.shape} is more than the server's limit of {self._info.max_pixels} pixels")
         with self._changed:
             self._answer = None
-            self._box.append(Frame(seq=self._seq, pixels=pixels, captured_ns=time.monotonic_ns()))
+            self._box.append(Frame(self._seq, frame, time.monotonic_ns(), stack))
             self._seq += 1
         self._link.wake()
         answer = self._wait()
@@ -486,6 +497,11 @@ class RemoteUpscaler:
         if self._pinned is None:
             self._pinned = model
         return why_not_mixed(self._pinned, model)
+
+
+def _introduced(model: ModelInfo) -> str:
+    ahead = f", {model.look_ahead} frames after each are awaited" if model.look_ahead else ""
+    return f"{model.id} on {model.device}{ahead}"
 
 
 def why_not_mixed(pinned: ModelInfo, offered: ModelInfo) -> str | None:

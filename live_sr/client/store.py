@@ -218,8 +218,8 @@ class SRStore:
         pixels : (Y, X), dtype of the layout
         entry : mapping, optional
             Further fields of its :class:`~live_sr.client.journal.Entry`: ``index`` (the event's own, where it
-            differs), ``n``, ``deferred``, ``latency_ms``, ``raw_crc32``, and ``model_sha256`` after a change of
-            the model.
+            differs), ``n``, ``deferred``, ``latency_ms``, ``raw_crc32``, ``used``, and ``model_sha256`` after a
+            change of the model.
 
         Raises
         ------

@@ -430,6 +430,12 @@ class VolumeReader:
         chunk = array.chunk_layout.read_chunk.shape
         return any(a < b for a, b in zip(chunk[-2:], array.shape[-2:], strict=True))
 
+    @property
+    def mixed(self) -> bool:
+        """Whether frames lie in the order of arrival: see :func:`mixed_up`."""
+        written = _decode(self._groups[0] / "zarr.json", _Group).attributes.pymmcore_plus
+        return written is not None and mixed_up(self._layout, written)
+
     def indices(self) -> Iterator[dict[str, int]]:
         """Index of every frame the volume has room for now, in the order of storage, position by position."""
         for p in range(len(self._groups)):
@@ -467,6 +473,37 @@ class VolumeReader:
             raise StoreError(f"{self._groups[p]} cannot be opened: {error}") from error
         self._arrays[p] = array
         return array
+
+
+def mixed_up(layout: VolumeLayout, summary: Any, *, one_position: bool = False) -> bool:
+    """Whether what lies beside a frame may be of another channel or position: nobody can tell afterwards.
+
+    pymmcore-plus numbers the frames of generators and ragged sequences in the order of arrival, in a volume
+    that has no other axis than t (and cam), and does not note what each of them was.
+
+    Parameters
+    ----------
+    layout : VolumeLayout
+        Of the raw volume; axes of length 1 may be missing.
+    summary : Any
+        What pymmcore-plus wrote into its metadata, plain JSON; the sequence is in
+        ``{"summary_metadata": {"mda_sequence": ...}}``.
+    one_position : bool
+        The volume is one of several, each in a file of its own.
+    """
+    try:
+        sequence = msgspec.convert(summary, _Written).summary_metadata.mda_sequence
+    except msgspec.ValidationError:
+        sequence = _Sequence()
+    positions = sequence.stage_positions
+    places = positions if isinstance(positions, list) else []
+    if any(isinstance(place, dict) and place.get("sequence") for place in places):
+        return True  # a grid of its own comes innermost, and the sink does not know
+    if {axis.name for axis in layout.index_axes} - {"cam"} != {"t"} or layout.positions:
+        return False
+    several = not one_position and bool(isinstance(positions, dict) or len(places) > 1 or sequence.grid_plan)
+    skipped = any(isinstance(c, dict) and c.get("acquire_every", 1) != 1 for c in sequence.channels)
+    return not sequence.time_plan or bool(sequence.z_plan) or several or skipped or len(sequence.channels) > 1
 
 
 def open_array(path: Path, *, write: bool = False, sync: bool = True, **options: Any) -> Any:
@@ -608,6 +645,25 @@ class _Ome(msgspec.Struct):
 
 class _Attributes(msgspec.Struct):
     ome: _Ome
+    pymmcore_plus: Any = None
+
+
+class _Sequence(msgspec.Struct):
+    """useq's ``MDASequence`` as JSON, as far as it tells in which order frames came."""
+
+    time_plan: Any = None
+    z_plan: Any = None
+    grid_plan: Any = None
+    stage_positions: Any = None
+    channels: list[Any] = []
+
+
+class _Summary(msgspec.Struct):
+    mda_sequence: _Sequence = msgspec.field(default_factory=_Sequence)
+
+
+class _Written(msgspec.Struct):
+    summary_metadata: _Summary = msgspec.field(default_factory=_Summary)
 
 
 class _Group(msgspec.Struct):

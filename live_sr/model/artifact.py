@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from live_sr.errors import ModelError
+from live_sr.neighbours import FrameCount, Neighbours
 
 WEIGHTS = Path(__file__).parent / "weights"
 METADATA = "live_sr.json"  # name of the record inside the model file
@@ -38,8 +39,8 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
         Output pixels per raw pixel along y and x.
     normalisation : str
         What the network sees, and gives back. ``frame-mean-std``: ``(raw - mean) / max(std, 1)`` of the whole
-        raw frame; ``unit-range``: ``raw`` over the largest value of its type; ``linear``:
-        ``gain * raw + offset``.
+        raw frame, its neighbours shifted and scaled likewise; ``unit-range``: ``raw`` over the largest value of
+        its type; ``linear``: ``gain * raw + offset``.
     gain, offset : float
         Of ``linear``; grey levels of the raw frame to the network's unit.
     halo : int
@@ -52,8 +53,12 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     pixel_size_um : (float, float) or None
         Raw pixel sizes it was trained for, micrometres.
     widths : tuple of int
-        Channels per level: with `scale`, all that is needed to build the network again. Empty for a network
-        from elsewhere, which only its own file can build.
+        Channels per level: with `scale` and `frames`, all that is needed to build the network again. Empty for
+        a network from elsewhere, which only its own file can build.
+    frames : {1, 3, 5}
+        Frames that it sees at once, of which it restores the middle one.
+    neighbours : {"t", "z", "t or z"}
+        What it was trained on: time points, adjacent sections, or both.
     attribution : list of str
         Whose data the weights were trained on; must be passed on with the file.
     training : dict
@@ -70,6 +75,8 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     widths: tuple[int, ...]
     gain: float = 1.0
     offset: float = 0.0
+    frames: FrameCount = 1
+    neighbours: Neighbours = "t or z"
     pixel_size_um: tuple[float, float] | None = None
     attribution: list[str] = []
     licence: str = ""

@@ -1,8 +1,9 @@
 """Runs one model on frames: the :class:`~live_sr.upscaler.Upscaler` of the server, and of files.
 
-Normalises each frame as its model wants it, cuts large ones, computes, and returns the camera's grey levels.
-Knows no socket and no file. What comes out depends on the frame, the model, the precision and the machine,
-never on what else is computed: a frame restored live and again from its file is the same.
+Normalises each frame as its model wants it (and its neighbours like it, where the model sees any), cuts large
+ones, computes, and returns the camera's grey levels. Knows no socket and no file. What comes out depends on the
+frame, the model, the precision and the machine, never on what else is computed: a frame restored live and again
+from its file is the same.
 """
 
 from __future__ import annotations
@@ -104,7 +105,9 @@ class Engine:
         # The numeric check's frame has mean 0 and deviation 1: of other networks it would prove nothing.
         if precision == "auto" and record.normalisation != "frame-mean-std":
             precision = "float32"
-        self._network, chosen = choose(model.module, sha256=model.sha256, device=self._device, wanted=precision)
+        self._network, chosen = choose(
+            model.module, sha256=model.sha256, device=self._device, wanted=precision, frames=record.frames
+        )
         self._record = record
         self._scale, self._halo, self._multiple = record.scale, record.halo, record.multiple
         self._tile = tile
@@ -116,6 +119,8 @@ class Engine:
             device=str(self._device),
             max_pixels=max_pixels,
             pixel_size_um=record.pixel_size_um,
+            frames=record.frames,
+            neighbours=record.neighbours,
         )
 
     @property
@@ -126,9 +131,11 @@ class Engine:
     def warm(self, shapes: Sequence[tuple[int, int]]) -> None:
         """Do all first-time work for frames of these (Y, X) shapes: kernels are chosen, memory is taken."""
         for y, x in shapes:
-            ramp = np.arange(y * x, dtype=np.uint32).reshape(y, x)
+            ramp = (np.arange(y * x, dtype=np.uint32) % 251).astype(np.uint16).reshape(y, x)
+            frames = self._info.frames
+            frame = np.stack([ramp] * frames) if frames > 1 else ramp
             for _ in range(2):
-                self.upscale([(ramp % 251).astype(np.uint16)])
+                self.upscale([frame])
 
     def upscale(self, frames: Sequence[Pixels]) -> list[Pixels]:
         """Restore frames; see :class:`~live_sr.upscaler.Upscaler`.
@@ -138,7 +145,7 @@ class Engine:
 
         Parameters
         ----------
-        frames : sequence of (Y, X) uint8 or uint16
+        frames : sequence of (Y, X), or (info.frames, Y, X) for a multi-frame model, uint8 or uint16
             Any shape and byte order; read only.
 
         Returns
@@ -152,34 +159,36 @@ class Engine:
             ``info.max_pixels``; nothing is computed then.
         """
         for frame in frames:
-            check_pixels(frame)
-            if frame.size > self._info.max_pixels:
+            check_pixels(frame, self._info.frames)
+            y, x = frame.shape[-2:]
+            if y * x > self._info.max_pixels:
                 raise InputError(
-                    f"a frame of shape {frame.shape} has {frame.size} pixels, this engine accepts "
+                    f"a frame of shape {(y, x)} has {y * x} pixels, this engine accepts "
                     f"{self._info.max_pixels}: raise max_pixels, or crop the frame"
                 )
         with torch.inference_mode():
             return [self._restore(frame) for frame in frames]
 
     def _restore(self, frame: Pixels) -> Pixels:
-        y, x = frame.shape
+        middle = frame if frame.ndim == 2 else frame[len(frame) // 2]
+        y, x = middle.shape
         s = self._scale
         dtype = np.dtype(frame.dtype.name)  # in this machine's byte order
-        level = grey_level(frame)
+        level = grey_level(middle)
         if level.spread == 0:  # nothing to restore; at its edges the network would invent a pattern
-            return np.full((y * s, x * s), frame.flat[0], dtype)
+            return np.full((y * s, x * s), middle.flat[0], dtype)
         level = network_level(self._record, level, dtype)
         restored = np.empty((y * s, x * s), dtype)
         for tile in tiles((y, x), core=self._tile, halo=self._halo, multiple=self._multiple):
-            pixels = self._compute(frame[tile.window], level)
+            pixels = self._compute(frame[(..., *tile.window)], level)
             restored[_enlarged(tile.core, s)] = pixels[_enlarged(tile.inner, s)]
         return restored
 
     def _compute(self, raw: Pixels, level: GreyLevel) -> NDArray[Any]:
-        """Restore one tile: (Y, X) to (scale * Y, scale * X)."""
+        """Restore one tile: (Y, X) or (frames, Y, X) to (scale * Y, scale * X)."""
         dtype = torch.uint8 if raw.dtype.itemsize == 1 else torch.uint16
         x = self._upload(raw, dtype).to(torch.float32).sub_(level.mean).div_(level.spread)
-        y = run(self._network, x[None, None])[0, 0]
+        y = run(self._network, x.reshape(1, self._info.frames, *x.shape[-2:]))[0, 0]
         y = y.mul(level.spread).add_(level.mean).round_()  # half to even, as numpy rounds
         return self._download(y.clamp_(0, torch.iinfo(dtype).max).to(dtype))
 

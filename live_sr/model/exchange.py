@@ -118,7 +118,7 @@ def export_model(name: str, out: Path, *, authors: Sequence[str] = ()) -> None:
     if kind not in FORMATS:
         raise InputError(f"{out} is of no known format: end it with one of {', '.join(FORMATS)}")
     model = artifact.load(name)
-    frames = getattr(model.record, "frames", 1)
+    frames = model.record.frames
     if frames > 1:
         raise ModelError(
             f"{model.record.id} takes {frames} frames at once: only one-frame models can be exported"

@@ -62,7 +62,7 @@ class Difference:
 
 
 def choose(
-    module: torch.jit.ScriptModule, *, sha256: str, device: torch.device, wanted: str
+    module: torch.jit.ScriptModule, *, sha256: str, device: torch.device, wanted: str, frames: int = 1
 ) -> tuple[torch.jit.ScriptModule, Precision]:
     """Make `module` ready to compute, in the precision `wanted` or, for "auto", in the best one.
 
@@ -74,6 +74,8 @@ def choose(
         Of the model file: a choice is remembered for this file only.
     wanted : {"auto", "float32", "bfloat16", "float16"}
         A named precision is taken, however far from float32, as long as its output is finite.
+    frames : int
+        That the network sees at once.
 
     Raises
     ------
@@ -89,7 +91,7 @@ def choose(
     else:
         raise InputError(f"precision must be auto or one of {', '.join(PRECISIONS)}, not {wanted!r}")
     with torch.inference_mode():
-        frame = low_dose_frame(CHECKED_EDGE)
+        frame = low_dose_frame(CHECKED_EDGE, frames)
         expected = run(module, frame)
     if not bool(expected.isfinite().all()):
         raise ModelError("the model gives values that are not finite in float32: its weights are damaged")
@@ -111,7 +113,7 @@ def choose(
         raise ModelError(
             f"the model's float32 output on {device} differs from the CPU's: check its driver, or use the CPU"
         )
-    precision = _fastest(ready, device)
+    precision = _fastest(ready, device, frames)
     _remember(_key(sha256, device), precision)
     return ready[precision], precision
 
@@ -133,7 +135,7 @@ def prepare(
 
 
 def run(network: torch.jit.ScriptModule, x: Tensor) -> Tensor:
-    """Compute (B, 1, Y, X) to (B, 1, sY, sX) the same way at every call.
+    """Compute (B, frames, Y, X) to (B, 1, sY, sX) the same way at every call.
 
     The executor's own optimiser is off: it would specialise on the shapes of the first calls, and so round the
     first frames of a run differently from later ones.
@@ -155,10 +157,10 @@ def difference(
 
 
 @functools.cache
-def low_dose_frame(edge: int) -> Tensor:
-    """Low-dose frame that is always the same: membranes, discs and noise, (1, 1, edge, edge) float32.
+def low_dose_frame(edge: int, frames: int = 1) -> Tensor:
+    """Low-dose frame that is always the same: membranes, discs and noise, (1, frames, edge, edge) float32.
 
-    Normalised: mean 0, standard deviation 1, of which :data:`NOISE` is noise.
+    Normalised: mean 0, standard deviation 1, of which :data:`NOISE` is noise, in each frame another.
     """
     rng = np.random.default_rng(edge)
     y, x = np.mgrid[:edge, :edge].astype(np.float64)
@@ -169,9 +171,9 @@ def low_dose_frame(edge: int) -> Tensor:
         scene[from_edge < 0] = rng.uniform(0.3, 1.2)
         scene[np.abs(from_edge) < 1.2] = 0.0
     scene = (scene - scene.mean()) / scene.std() * math.sqrt(1 - NOISE**2)
-    noisy = scene + rng.normal(0, NOISE, scene.shape)
+    noisy = scene + rng.normal(0, NOISE, (frames, *scene.shape))
     noisy = (noisy - noisy.mean()) / noisy.std()
-    return torch.from_numpy(noisy.astype(np.float32))[None, None]
+    return torch.from_numpy(noisy.astype(np.float32))[None]
 
 
 def _candidates(device: torch.device) -> tuple[Precision, ...]:
@@ -179,11 +181,11 @@ def _candidates(device: torch.device) -> tuple[Precision, ...]:
     return ("float16", "bfloat16", "float32") if device.type == "cuda" else ("bfloat16", "float32")
 
 
-def _fastest(ready: dict[Precision, torch.jit.ScriptModule], device: torch.device) -> Precision:
+def _fastest(ready: dict[Precision, torch.jit.ScriptModule], device: torch.device, frames: int) -> Precision:
     """The first candidate that is clearly faster than float32, or float32."""
     if len(ready) == 1:
         return "float32"
-    frame = low_dose_frame(TIMED_EDGE[device.type]).to(device)
+    frame = low_dose_frame(TIMED_EDGE[device.type], frames).to(device)
     seconds = dict.fromkeys(ready, math.inf)
     with torch.inference_mode():
         for network in ready.values():

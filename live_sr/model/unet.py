@@ -5,12 +5,14 @@ calls it normalises (:mod:`live_sr.model.engine`), chooses the precision of ``bo
 
 ::
 
-    x ──────────────────────── bilinear ×s ──(+)── out ──(+)──> (B, 1, sY, sX)
-    └─ stem ─ block ──────(+)─ block ─ head ──┘     │     │
+    c ──────────────────────── bilinear ×s ──(+)── out ──(+)──> (B, 1, sY, sX)
+    x ─ stem ─ block ─────(+)─ block ─ head ──┘     │     │
               down │       │ up                     │   bilinear ×s
                  block ──(+)─ block                 │     │
-              down │       │ up                     └─ x − area mean ─ blur ─┘
+              down │       │ up                     └─ c − area mean ─ blur ─┘
                    └ block ┘                            (regional mean)
+
+x is the frame, or the frame with its neighbours as channels; c is the frame alone.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ import msgspec
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from live_sr.neighbours import FrameCount
 
 MEAN_RADIUS = 7
 """Raw pixels; the box blur is 15 wide and applied twice. Wide enough that the raw noise it lets through is a
@@ -36,11 +40,13 @@ class NetworkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         Output pixels per raw pixel along y and x.
     widths : tuple of int
         Channels of each level, finest first; each further level halves the resolution.
+    frames : {1, 3, 5}
+        Frames of a series that it sees at once, of which it restores the middle one.
     """
 
     scale: int = 4
-    frames: int = 1
     widths: tuple[int, ...] = (16, 48, 64, 128)
+    frames: FrameCount = 1
 
 
 class Block(nn.Module):
@@ -64,7 +70,7 @@ class Body(nn.Module):
         super().__init__()
         widths = settings.widths
         finer, coarser = widths[:-1], widths[1:]
-        self.stem = nn.Conv2d(1, widths[0], 3, padding=1)
+        self.stem = nn.Conv2d(settings.frames, widths[0], 3, padding=1)
         self.encode = nn.ModuleList(Block(w) for w in finer)
         self.down = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in zip(finer, coarser, strict=True))
         self.bottom = Block(widths[-1])
@@ -77,7 +83,7 @@ class Body(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 1, Y, X) with Y and X multiples of the pooling, to (B, 1, sY, sX)."""
+        """(B, frames, Y, X) with Y and X multiples of the pooling, to (B, 1, sY, sX)."""
         x = self.stem(x)  # (B, C0, Y, X)
         skips: list[Tensor] = []
         for encode, down in zip(self.encode, self.down):  # noqa: B905  TorchScript's zip has no strict
@@ -96,7 +102,8 @@ class SuperResolver(nn.Module):
     """Super-resolves normalised frames of any size; ``torch.jit.script`` takes it as it is.
 
     The output is the bilinear enlargement plus what ``body`` adds, corrected in float32 so that its regional
-    mean is the raw one: a restored frame shows no brightness that was not measured, and does not flicker.
+    mean is the raw one: a restored frame shows no brightness that was not measured, and does not flicker. Of
+    several frames the middle one is enlarged and gives the mean; the others only inform the body.
 
     Attributes
     ----------
@@ -104,24 +111,28 @@ class SuperResolver(nn.Module):
         May be cast on its own: ``module.body.to(torch.bfloat16)``; everything else stays float32.
     scale, multiple : int
         Enlargement, and the raw pixels of the coarsest level's pixel: tiles must start at multiples of it.
+    middle : int
+        Channel of the frame that is restored.
     """
 
     def __init__(self, settings: NetworkSettings) -> None:
         super().__init__()
         self.scale = settings.scale
         self.multiple = 2 ** (len(settings.widths) - 1)
+        self.middle = settings.frames // 2
         self.body = Body(settings)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 1, Y, X) float32, normalised, to (B, 1, scale * Y, scale * X) float32; any Y, X >= 1."""
-        out = self.enlarge(x) + self.detail(x)
+        """(B, frames, Y, X) float32, normalised, to (B, 1, scale * Y, scale * X) float32; any Y, X >= 1."""
+        frame = x[:, self.middle : self.middle + 1]  # (B, 1, Y, X)
+        out = self.enlarge(frame) + self.detail(x)
         for _ in range(2):  # twice: what the first pass leaves of a region's error, the second squares away
-            error = x - F.avg_pool2d(out, self.scale)  # (B, 1, Y, X)
+            error = frame - F.avg_pool2d(out, self.scale)  # (B, 1, Y, X)
             out = out + self.enlarge(blur(blur(error)))
         return out
 
     def detail(self, x: Tensor) -> Tensor:
-        """What the trunk adds to the interpolated frame: (B, 1, scale * Y, scale * X) float32."""
+        """What the trunk adds to the interpolated frame: (B, frames, Y, X) to (B, 1, scale * Y, scale * X)."""
         y, x_ = x.shape[-2], x.shape[-1]
         below, right = -y % self.multiple, -x_ % self.multiple
         padded = F.pad(x, [0, right, 0, below], mode="replicate")
@@ -155,10 +166,10 @@ def measure_halo(settings: NetworkSettings) -> int:
     margin = 4 * block
     while True:
         edge = margin + block + margin
-        x = torch.ones(1, 1, edge, edge, requires_grad=True)
+        x = torch.ones(1, settings.frames, edge, edge, requires_grad=True)
         inner = slice(scale * margin, scale * (margin + block))
         (gradient,) = torch.autograd.grad(network(x)[..., inner, inner].sum(), x)
-        touched = gradient[0, 0].ne(0).any(0).nonzero()
+        touched = gradient[0].ne(0).any(0).any(0).nonzero()  # columns, in any of the frames
         first, last = int(touched.min()), int(touched.max())
         if first > 0 and last < edge - 1:
             reach = max(margin - first, last - (margin + block - 1))
@@ -181,5 +192,5 @@ def count_kmac(settings: NetworkSettings) -> float:
             module.register_forward_hook(count)
     edge, scale = 8 * int(network.multiple), settings.scale
     with torch.inference_mode():
-        network(torch.zeros(1, 1, edge, edge))
+        network(torch.zeros(1, settings.frames, edge, edge))
     return total / (scale * edge) ** 2 / 1e3

@@ -152,7 +152,7 @@ class Server:
         self._info = upscaler.info
         self._max_pixels = min(settings.max_pixels, self._info.max_pixels)
         max_bytes = settings.mailbox_mb * 1_000_000
-        _check_limits(settings, self._max_pixels, max_bytes)
+        _check_limits(settings, self._max_pixels, self._info.frames, max_bytes)
         try:
             self.model = msgspec.convert(upscaler.info, ModelInfo, from_attributes=True)
         except msgspec.ValidationError as e:
@@ -313,7 +313,7 @@ class Server:
         if len(restored) != len(jobs):
             raise ModelError(f"{self._info.id} returned {len(restored)} results for {len(jobs)} frames")
         for job, pixels in zip(jobs, restored, strict=True):
-            y, x = job.pixels.shape
+            y, x = job.pixels.shape[-2:]
             expected = ((y * self._info.scale, x * self._info.scale), job.pixels.dtype)
             if (pixels.shape, pixels.dtype) != expected:
                 raise ModelError(
@@ -458,6 +458,11 @@ class Server:
                 "too_large",
                 f"{y} × {x}, enlarged {self._info.scale} times, is over {MAX_SIDE} pixels along one axis",
             )
+        if frame.planes != self._info.frames:
+            return "planes", (
+                f"{self._info.id} sees {self._info.frames} frames at once, {frame.planes} arrived: "
+                "send as many as the welcome says"
+            )
         if frame.dtype not in self._info.dtypes:
             return "dtype", f"{self._info.id} takes {' or '.join(self._info.dtypes)}, not {frame.dtype}"
         return None
@@ -601,7 +606,7 @@ class Server:
         router.router_mandatory = True  # else ROUTER drops without a word what it cannot send
         router.linger = LINGER_MS
         router.sndhwm = router.rcvhwm = IN_SOCKET
-        router.maxmsgsize = self._max_pixels * 2 * TOO_LARGE_READ + HEADER_ROOM
+        router.maxmsgsize = self._max_pixels * 2 * self._info.frames * TOO_LARGE_READ + HEADER_ROOM
         router.ipv6 = "[" in bind
         router.heartbeat_ivl = PING_MS
         router.heartbeat_timeout = PING_TIMEOUT_MS
@@ -628,15 +633,17 @@ class Server:
 _HELLO_FIRST = "this server does not know the session (it was restarted, or heard nothing for long): say hello"
 
 
-def _check_limits(settings: ServerSettings, max_pixels: int, max_bytes: int) -> None:
+def _check_limits(settings: ServerSettings, max_pixels: int, frames: int, max_bytes: int) -> None:
     if settings.max_batch < 1:
         raise ConfigError(f"max_batch is {settings.max_batch}: at least 1 frame is computed at a time")
     if max_pixels < 1:
         raise ConfigError(f"max_pixels is {settings.max_pixels}: no frame would be accepted")
-    if max_pixels * 2 > max_bytes:
+    nbytes = max_pixels * 2 * frames
+    if nbytes > max_bytes:
+        beside = f" and {frames - 1} neighbours" if frames > 1 else ""
         raise ConfigError(
-            f"mailbox_mb = {settings.mailbox_mb} cannot hold one frame of max_pixels = {max_pixels} "
-            f"({max_pixels * 2 / 1e6:.0f} MB as uint16): raise the first or lower the second"
+            f"mailbox_mb = {settings.mailbox_mb} cannot hold one frame of max_pixels = {max_pixels}{beside} "
+            f"({nbytes / 1e6:.0f} MB as uint16): raise the first or lower the second"
         )
 
 

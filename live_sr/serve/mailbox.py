@@ -26,6 +26,7 @@ class Job:
     Attributes
     ----------
     pixels : (Y, X) uint8 or uint16
+        For a multi-frame model (frames, Y, X).
     arrived_ns : int
         ``time.monotonic_ns()`` when it came off the socket.
     """

@@ -14,12 +14,20 @@ from types import FrameType
 from live_sr import __version__
 from live_sr.config import ServerSettings
 from live_sr.errors import ConfigError
+from live_sr.neighbours import FrameCount
 from live_sr.serve.loop import Server
 from live_sr.serve.metrics import Metrics
 from live_sr.upscaler import Bilinear, Upscaler
 from live_sr.wire.security import check_bind
 
-STAND_INS = {"bilinear-x2": 2, "bilinear-x4": 4}  # model names served without a model, by scale
+STAND_INS: dict[str, tuple[int, FrameCount]] = {  # served without a model, by name: scale, frames seen at once
+    "bilinear-x2": (2, 1),
+    "bilinear-x2-f3": (2, 3),
+    "bilinear-x2-f5": (2, 5),
+    "bilinear-x4": (4, 1),
+    "bilinear-x4-f3": (4, 3),
+    "bilinear-x4-f5": (4, 5),
+}
 STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGBREAK")  # Ctrl-C, a service manager, Ctrl-Break on Windows
 LOOK_S = 0.5  # on Windows a signal is only noticed between two waits
 
@@ -79,7 +87,8 @@ def load_upscaler(settings: ServerSettings) -> Upscaler:
         When the model is missing, damaged, or fails its own check.
     """
     if settings.model in STAND_INS:
-        return Bilinear(STAND_INS[settings.model], max_pixels=settings.max_pixels)
+        scale, frames = STAND_INS[settings.model]
+        return Bilinear(scale, frames=frames, max_pixels=settings.max_pixels)
     try:
         from live_sr.model.engine import load_engine
     except ModuleNotFoundError as e:
@@ -105,6 +114,11 @@ def _introduce(server: Server, settings: ServerSettings, announce: Callable[[str
         f"model {model.id} (sha256 {model.sha256[:12]}), {model.scale} times finer along y and x, "
         f"{model.precision} on {model.device}"
     )
+    if model.look_ahead:
+        announce(
+            f"it sees {model.frames} frames at once, along {model.neighbours}: a frame comes out when the "
+            f"{model.look_ahead} after it are in"
+        )
     announce(f"frames up to {model.max_pixels} pixels; {settings.mailbox_mb} MB may wait")
 
 

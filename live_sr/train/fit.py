@@ -495,6 +495,8 @@ def _record(
         parameters=sum(p.numel() for p in network.parameters()),
         kmac_per_output_pixel=round(count_kmac(settings.network), 3),
         widths=settings.network.widths,
+        frames=settings.network.frames,
+        neighbours=settings.neighbours,
         pixel_size_um=settings.pixel_size_um,
         attribution=[
             *(s.attribution for s in settings.sources if s.attribution),

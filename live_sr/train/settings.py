@@ -7,6 +7,7 @@ from typing import Literal
 from live_sr.config import Settings
 from live_sr.errors import ConfigError
 from live_sr.model.unet import NetworkSettings
+from live_sr.neighbours import Neighbours
 from live_sr.train.crappify import Crappifier, load_crappifier
 from live_sr.train.dataset import Augment
 from live_sr.train.losses import LossSettings
@@ -64,6 +65,8 @@ class TrainSettings(Settings, frozen=True, forbid_unknown_fields=True, kw_only=T
         fine-tuning; another scale takes the trunk.
     pixel_size_um : (float, float) or None
         Raw pixel sizes that the data cover, for the model's record.
+    neighbours : {"t", "z", "t or z"}
+        Of a network of several frames: what the planes of the stacks are, time points or sections.
     threads : int
         CPU threads; 0 lets torch choose.
     """
@@ -95,6 +98,7 @@ class TrainSettings(Settings, frozen=True, forbid_unknown_fields=True, kw_only=T
     validate_every: int = 500
     start: str = ""
     pixel_size_um: tuple[float, float] | None = None
+    neighbours: Neighbours = "t or z"
     licence: str = ""
     seed: int = 0
     threads: int = 0

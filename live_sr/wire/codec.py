@@ -39,7 +39,7 @@ def encode(message: Message, pixels: Pixels | None = None) -> list[Buffer]:
 
     Parameters
     ----------
-    pixels : (Y, X) uint8 or uint16
+    pixels : (Y, X) or (planes, Y, X) uint8 or uint16
         Given exactly when the message is a :class:`FrameMessage` or a :class:`Result`.
     """
     header = MAGIC + bytes((PROTOCOL,)) + _encoder.encode(message)
@@ -66,11 +66,13 @@ def decode(parts: Sequence[Buffer]) -> tuple[Message, Pixels | None]:
     if not isinstance(message, FrameMessage | Result):
         return message, None
     y, x = message.shape
-    expected = y * x * _ITEMSIZE[message.dtype]
+    planes = message.planes if isinstance(message, FrameMessage) else 1
+    expected = planes * y * x * _ITEMSIZE[message.dtype]
     found = memoryview(parts[1]).nbytes
     if found != expected:
-        raise WireError(f"{y} × {x} {message.dtype} pixels take {expected} bytes, {found} arrived")
-    pixels = np.frombuffer(parts[1], dtype=message.dtype).reshape(y, x)
+        many = f"{planes} × " if planes > 1 else ""
+        raise WireError(f"{many}{y} × {x} {message.dtype} pixels take {expected} bytes, {found} arrived")
+    pixels = np.frombuffer(parts[1], dtype=message.dtype).reshape((planes, y, x) if planes > 1 else (y, x))
     pixels.flags.writeable = False
     return message, pixels
 

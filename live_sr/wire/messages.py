@@ -19,7 +19,9 @@ from typing import Annotated, Literal, get_args
 
 from msgspec import Meta, Struct
 
-PROTOCOL = 1
+from live_sr.neighbours import MAX_FRAMES, FrameCount, Neighbours
+
+PROTOCOL = 2
 
 MAX_SIDE = 65_536  # pixels along one axis; larger than any detector, small enough that y * x fits 64 bits
 Name = Annotated[str, Meta(max_length=128)]
@@ -27,11 +29,12 @@ Text = Annotated[str, Meta(max_length=1024)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Side = Annotated[int, Meta(ge=1, le=MAX_SIDE)]
 Shape = tuple[Side, Side]
+Planes = Annotated[int, Meta(ge=1, le=MAX_FRAMES)]
 Dtype = Literal["uint8", "uint16"]
 Milliseconds = Annotated[float, Meta(ge=0, le=1e12)]
 
 RefusalCode = Literal[
-    "too_large", "dtype", "unknown_model", "other_model", "busy", "not_ready", "malformed", "failed"
+    "too_large", "dtype", "planes", "unknown_model", "other_model", "busy", "not_ready", "malformed", "failed"
 ]
 REFUSAL_CODES: tuple[str, ...] = get_args(RefusalCode)
 
@@ -55,6 +58,13 @@ class ModelInfo(Struct, frozen=True):
     max_pixels: Count
     dtypes: tuple[Dtype, ...]
     pixel_size_um: tuple[float, float] | None = None
+    frames: FrameCount = 1
+    neighbours: Neighbours = "t or z"
+
+    @property
+    def look_ahead(self) -> int:
+        """How many later frames of its series a frame waits for."""
+        return self.frames // 2
 
 
 class Welcome(Struct, frozen=True, tag="welcome"):
@@ -68,12 +78,18 @@ class Welcome(Struct, frozen=True, tag="welcome"):
 
 
 class FrameMessage(Struct, frozen=True, tag="frame"):
-    """One raw frame; its pixels follow as the second part."""
+    """One raw frame; its pixels follow as the second part.
+
+    For a multi-frame model they are the `planes` frames of `shape` that it needs, one after the other, the one
+    to restore in the middle. Each message is complete: the server remembers no frame, and may be sent the same
+    one again.
+    """
 
     session: Name
     seq: Count
     shape: Shape
     dtype: Dtype
+    planes: Planes = 1
 
 
 class Result(Struct, frozen=True, tag="result"):

@@ -83,6 +83,27 @@ def test_every_frame_comes_back_restored() -> None:
         assert got[f.seq].raw is f.pixels
 
 
+def test_a_frame_is_sent_with_its_neighbours_and_comes_back_alone() -> None:
+    planes = tuple(frame(i).pixels for i in range(3))
+    ends = Ends([Frame(7, planes[1], 0, planes, {"t": (4, 5, 6)})])
+    with serving(Bilinear(2, frames=3)) as server, linked(server.address, ends):
+        result = ends.results.get(timeout=WAIT_S)
+    np.testing.assert_array_equal(result.pixels, bilinear(np.stack(planes), 2))
+    assert result.raw is planes[1]
+    assert result.used == {"t": (4, 5, 6)}
+
+
+def test_a_frame_without_the_neighbours_that_the_model_needs_is_not_sent() -> None:
+    planes = tuple(frame(i).pixels for i in range(3))
+    ends = Ends([frame(0), Frame(1, planes[1], 0, planes)])
+    with serving(Bilinear(2, frames=3)) as server, linked(server.address, ends):
+        assert ends.results.get(timeout=WAIT_S).seq == 1
+        seq, code, message = ends.refusals.get(timeout=WAIT_S)
+        assert server.stats.refused["planes"] == 0
+    assert (seq, code) == (0, "busy")  # to be offered again
+    assert "sees 3 frames at once, here are 1" in message
+
+
 def test_a_frame_put_later_is_sent_after_a_wake() -> None:
     ends = Ends()
     with serving() as server, linked(server.address, ends) as link:
@@ -214,6 +235,18 @@ def test_remote_upscaler_is_an_upscaler() -> None:
         assert remote.info.scale == 4
         pixels = frame(1).pixels
         np.testing.assert_array_equal(remote.upscale([pixels, pixels])[1], bilinear(pixels, 4))
+
+
+def test_remote_upscaler_takes_what_the_servers_model_takes() -> None:
+    stack = np.stack([frame(i).pixels for i in range(5)])
+    model = Bilinear(2, frames=5, neighbours="z", max_pixels=stack[0].size)
+    with serving(model) as server, RemoteUpscaler(server.address, session="r") as remote:
+        assert (remote.info.frames, remote.info.neighbours) == (5, "z")
+        np.testing.assert_array_equal(remote.upscale([stack])[0], bilinear(stack, 2))
+        with pytest.raises(InputError, match="middle one of 5 frames"):
+            remote.upscale([stack[0]])
+        with pytest.raises(InputError, match="server's limit"):
+            remote.upscale([np.ones((5, 33, 48), np.uint16)])
 
 
 def test_remote_upscaler_names_the_missing_server() -> None:

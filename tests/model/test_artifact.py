@@ -34,9 +34,9 @@ def record() -> ModelRecord:
     )
 
 
-def network() -> SuperResolver:
+def network(settings: NetworkSettings = SETTINGS) -> SuperResolver:
     torch.manual_seed(0)
-    net = SuperResolver(SETTINGS).eval()
+    net = SuperResolver(settings).eval()
     nn.init.normal_(net.body.head.weight, std=0.1)
     return net
 
@@ -64,6 +64,44 @@ def test_the_record_alone_rebuilds_the_network(tmp_path: Path) -> None:
     x = torch.randn(1, 1, 8, 8)
     with torch.inference_mode():
         torch.testing.assert_close(again(x), loaded.module(x), rtol=0, atol=1e-6)
+
+
+def test_a_record_from_before_there_were_several_frames_is_of_one(tmp_path: Path) -> None:
+    old = {k: v for k, v in msgspec.to_builtins(record()).items() if k not in ("frames", "neighbours")}
+    path = tmp_path / "old.pt"
+    with torchscript():
+        scripted = torch.jit.script(network())
+        torch.jit.save(scripted, str(path), _extra_files={artifact.METADATA: msgspec.json.encode(old)})
+    loaded = artifact.load(path)
+    assert loaded.record == record()
+    assert (loaded.record.frames, loaded.record.neighbours) == (1, "t or z")
+
+
+def test_a_model_of_several_frames_says_so_and_is_rebuilt_from_its_record(tmp_path: Path) -> None:
+    settings = NetworkSettings(scale=2, widths=(4, 8), frames=5)
+    path = tmp_path / "five.pt"
+    wanted = msgspec.structs.replace(record(), frames=5, neighbours="z")
+    artifact.save(network(settings), wanted, path)
+    loaded = artifact.load(path)
+    assert loaded.record == wanted
+    r = loaded.record
+    again = SuperResolver(NetworkSettings(scale=r.scale, widths=r.widths, frames=r.frames))
+    again.load_state_dict(loaded.module.state_dict())
+    x = torch.randn(1, 5, 8, 8)
+    with torch.inference_mode():
+        torch.testing.assert_close(again(x), loaded.module(x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"frames": 2}, {"frames": 7}, {"neighbours": "c"}], ids=["even", "too many", "channels"]
+)
+def test_a_record_of_impossible_frames_is_refused(tmp_path: Path, wrong: dict[str, object]) -> None:
+    path = tmp_path / "wrong.pt"
+    written = msgspec.json.encode({**msgspec.to_builtins(record()), **wrong})
+    with torchscript():
+        torch.jit.save(torch.jit.script(network()), str(path), _extra_files={artifact.METADATA: written})
+    with pytest.raises(ModelError, match="a record this live-sr cannot use"):
+        artifact.load(path)
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["scripted", "frozen"])

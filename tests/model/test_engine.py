@@ -40,23 +40,25 @@ def choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "live-sr"
 
 
-def network(head: float = 0.1) -> SuperResolver:
+def network(head: float = 0.1, settings: NetworkSettings = SETTINGS) -> SuperResolver:
     torch.manual_seed(11)
-    net = SuperResolver(SETTINGS).eval()
+    net = SuperResolver(settings).eval()
     torch.nn.init.normal_(net.body.head.weight, std=head)  # untrained, it is zero and only interpolates
     return net
 
 
-def save(net: SuperResolver, path: Path) -> Path:
+def save(net: SuperResolver, path: Path, settings: NetworkSettings = SETTINGS) -> Path:
     record = ModelRecord(
         id="tiny-x4",
-        scale=SETTINGS.scale,
+        scale=settings.scale,
         normalisation="frame-mean-std",
-        halo=measure_halo(SETTINGS),
+        halo=measure_halo(settings),
         multiple=net.multiple,
         parameters=1,
         kmac_per_output_pixel=1.0,
-        widths=SETTINGS.widths,
+        widths=settings.widths,
+        frames=settings.frames,
+        neighbours="z",
         pixel_size_um=(0.004, 0.02),
     )
     artifact.save(net, record, path)
@@ -245,6 +247,71 @@ def test_settings_that_cannot_work_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         Engine(model, **settings)  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------------- several frames
+
+FIVE = NetworkSettings(scale=2, widths=(4, 6), frames=5)
+
+
+@pytest.fixture(scope="module")
+def five(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    net = network(head=0.2, settings=FIVE)
+    return artifact.load(save(net, tmp_path_factory.mktemp("five") / "five.pt", FIVE))
+
+
+def sections(shape: tuple[int, int]) -> Pixels:
+    """Five frames, each with a brightness and noise of its own."""
+    stack: Pixels = np.stack([noisy(shape, 200 * (i + 1), seed=i) for i in range(5)])  # type: ignore[assignment]
+    return stack
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (33, 50), (1, 7)], ids=str)
+def test_grey_levels_are_those_of_the_middle_frame(five: Artifact, shape: tuple[int, int]) -> None:
+    engine = Engine(five, device="cpu", precision="float32")
+    assert (engine.info.frames, engine.info.neighbours) == (5, "z")
+    stack = sections(shape)
+    m, d = stack[2].mean(dtype=np.float64), max(stack[2].std(dtype=np.float64), 1.0)
+    x = torch.from_numpy((stack.astype(np.float64) - m) / d)[None]
+    with torch.inference_mode():
+        y = network(head=0.2, settings=FIVE).double()(x)[0, 0].numpy()
+    (restored,) = engine.upscale([stack])
+    assert restored.shape == (2 * shape[0], 2 * shape[1])
+    assert np.abs(restored - np.clip(y * d + m, 0, 65535)).max() < 0.51
+
+
+def test_several_frames_are_tiled_as_one_is(five: Artifact) -> None:
+    stack = sections((131, 47))
+    whole, tiled = (
+        Engine(five, device="cpu", precision="float32", tile=tile).upscale([stack])[0].astype(int)
+        for tile in (512, 24)
+    )
+    assert np.abs(tiled - whole).max() <= 1
+
+
+@pytest.mark.parametrize("precision", ["auto", "bfloat16"])
+def test_several_frames_are_the_same_after_loading_again(five: Artifact, precision: str) -> None:
+    stack = sections((40, 30))
+    first, second = (Engine(five, device="cpu", precision=precision) for _ in range(2))
+    first.warm([(20, 20)])
+    np.testing.assert_array_equal(first.upscale([stack])[0], second.upscale([stack.astype(">u2")])[0])
+
+
+def test_a_middle_frame_without_contrast_stays_constant(five: Artifact) -> None:
+    stack = sections((20, 20))
+    stack[2] = 700
+    (restored,) = Engine(five, device="cpu", precision="float32").upscale([stack])
+    assert (restored == 700).all()
+
+
+def test_the_limit_is_of_one_frame_and_the_count_must_be_the_models(five: Artifact, engine: Engine) -> None:
+    small = Engine(five, device="cpu", precision="float32", max_pixels=20 * 20)
+    assert small.upscale([sections((20, 20))])[0].shape == (40, 40)
+    with pytest.raises(InputError, match="420 pixels"):
+        small.upscale([sections((20, 21))])
+    for wrong in (sections((8, 8))[0], sections((8, 8))[:3], sections((8, 8))[None]):
+        with pytest.raises(InputError, match=r"middle one of 5 frames.*\(5, Y, X\)"):
+            small.upscale([wrong])
 
 
 # ------------------------------------------------------------------------------------------ precision

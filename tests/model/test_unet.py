@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from live_sr.model.artifact import torchscript
 from live_sr.model.unet import NetworkSettings, SuperResolver, blur, count_kmac, measure_halo
+from live_sr.neighbours import FrameCount
 
 SMALL = NetworkSettings(scale=2, widths=(4, 6, 8))
 
@@ -46,15 +47,17 @@ def test_scripted_equals_eager() -> None:
     torch.testing.assert_close(run(scripted, x), run(net, x), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("widths", [(4,), (4, 6), (4, 6, 8)], ids=str)
-def test_a_tile_with_the_measured_halo_equals_the_whole(widths: tuple[int, ...]) -> None:
-    settings = NetworkSettings(scale=2, widths=widths)
+@pytest.mark.parametrize(
+    ("widths", "frames"), [((4,), 1), ((4, 6), 1), ((4, 6, 8), 1), ((4, 6), 3), ((4,), 5)], ids=str
+)
+def test_a_tile_with_the_measured_halo_equals_the_whole(widths: tuple[int, ...], frames: FrameCount) -> None:
+    settings = NetworkSettings(scale=2, widths=widths, frames=frames)
     net, halo = network(settings), measure_halo(settings)
     multiple = net.multiple
     assert halo % multiple == 0
     core = 2 * multiple
     edge = 2 * halo + core + 4 * multiple + 1  # odd: the frame's last rows are padded inside
-    x = torch.randn(1, 1, edge, edge)
+    x = torch.randn(1, frames, edge, edge)
     whole = run(net, x)
     for start in (multiple, 2 * multiple):  # the tile's origin; its core begins a halo further in
         tile = run(net, x[..., start : start + 2 * halo + core, start : start + 2 * halo + core])
@@ -92,6 +95,36 @@ def test_regional_means_are_the_raw_ones(offset: float) -> None:
     assert float((restored - raw).abs().max()) < 0.05
 
 
+@pytest.mark.parametrize("frames", [3, 5])
+def test_of_several_frames_the_middle_one_is_restored(frames: FrameCount) -> None:
+    settings = NetworkSettings(scale=2, widths=(4, 6), frames=frames)
+    torch.manual_seed(2)
+    x = torch.randn(2, frames, 40, 33) + torch.arange(frames)[None, :, None, None]  # a brightness of its own
+    middle = x[:, frames // 2 : frames // 2 + 1]
+    untrained = run(SuperResolver(settings), x)
+    alone = run(SuperResolver(NetworkSettings(scale=2, widths=(4, 6))), middle)
+    torch.testing.assert_close(untrained, alone)  # bilinear with the regional mean of the middle one
+    net = network(settings, strength=3.0)
+    out = run(net, x)
+    assert out.shape == (2, 1, 80, 66)
+    error = nn.functional.avg_pool2d(out, 64) - nn.functional.avg_pool2d(middle, 32)
+    assert float(error.abs().max()) < 0.05
+    for i in range(frames):  # each neighbour counts, and its place does
+        other = x.clone()
+        other[:, i] += torch.randn(40, 33)
+        assert float((run(net, other) - out).abs().max()) > 0.01
+    assert float((run(net, x.flip(1)) - out).abs().max()) > 0.01
+
+
+@pytest.mark.parametrize("frames", [3, 5])
+def test_several_frames_script_as_one_does(frames: FrameCount) -> None:
+    net = network(NetworkSettings(scale=2, widths=(4, 6), frames=frames))
+    x = torch.randn(1, frames, 19, 26)
+    with torchscript():
+        scripted = torch.jit.script(net)
+    torch.testing.assert_close(run(scripted, x), run(net, x), rtol=0, atol=1e-6)
+
+
 def test_blur_is_the_mean_of_the_pixels_that_exist() -> None:
     x = torch.randn(1, 1, 20, 9, dtype=torch.float64)
     expected = torch.stack(
@@ -112,3 +145,5 @@ def test_operations_are_counted_as_by_hand() -> None:
     """One level: stem 1 -> 4, one block of 4, head 4 -> 4, all 3 x 3, per raw pixel; 4 output pixels each."""
     by_hand = 9 * (1 * 4 + 2 * 4 * 4 + 4 * 4) / 4 / 1e3
     assert count_kmac(NetworkSettings(scale=2, widths=(4,))) == pytest.approx(by_hand)
+    more = 9 * (4 * 4) / 4 / 1e3  # four more channels into the stem
+    assert count_kmac(NetworkSettings(scale=2, widths=(4,), frames=5)) == pytest.approx(by_hand + more)

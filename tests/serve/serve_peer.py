@@ -51,9 +51,9 @@ class Peer:
         return welcome
 
     def offer(self, seq: int, pixels: Pixels) -> None:
-        y, x = pixels.shape
+        *planes, y, x = pixels.shape
         dtype = "uint8" if pixels.dtype == np.uint8 else "uint16"
-        self.say(FrameMessage(session=self.session, seq=seq, shape=(y, x), dtype=dtype), pixels)  # type: ignore[arg-type]
+        self.say(FrameMessage(self.session, seq, (y, x), dtype, *planes), pixels)  # type: ignore[arg-type]
 
     def next(self) -> tuple[Message, Pixels | None]:
         return codec.decode(self.socket.recv_multipart())

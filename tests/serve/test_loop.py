@@ -18,6 +18,7 @@ from serve_peer import Faulty, Gated, Peer, Repeat, SlowToWarm, frame, hostile
 from live_sr.config import ServerSettings
 from live_sr.errors import ConfigError, LiveSRError, ModelError, WireError
 from live_sr.frame import Pixels
+from live_sr.neighbours import FrameCount
 from live_sr.serve import loop
 from live_sr.serve.loop import CREDITS, MAX_SESSIONS, Server
 from live_sr.upscaler import Bilinear, Upscaler, bilinear
@@ -192,6 +193,45 @@ def test_frames_that_cannot_be_restored_are_refused(pixels: Pixels, code: str, s
         peer.offer(10, frame(1, (32, 32)))
         assert peer.restored()[0] == 10
         assert server.stats.refused[code] == 1
+
+
+@pytest.mark.parametrize("frames", [3, 5])
+def test_a_model_of_several_frames_restores_the_middle_one_of_a_message(frames: FrameCount) -> None:
+    stack: Pixels = np.random.default_rng(2).integers(0, 4096, (frames, 9, 11)).astype(np.uint16)  # type: ignore[assignment]
+    with serving(Bilinear(2, frames=frames, max_pixels=99)) as server, Peer(server.address) as peer:
+        model = peer.hello().model
+        assert (model.frames, model.look_ahead, model.neighbours) == (frames, frames // 2, "t or z")
+        for seq in (4, 4, 5):  # the server remembers nothing: a message may be repeated
+            peer.offer(seq, stack)
+            found, pixels = peer.restored()
+            assert found == seq
+            np.testing.assert_array_equal(pixels, bilinear(stack, 2))
+        assert server.stats.malformed == 0
+
+
+@pytest.mark.parametrize(
+    ("frames", "shape"), [(1, (3, 8, 8)), (3, (8, 8)), (3, (2, 8, 8)), (3, (5, 8, 8))], ids=str
+)
+def test_another_number_of_frames_than_the_models_is_refused(
+    frames: FrameCount, shape: tuple[int, ...]
+) -> None:
+    with serving(Bilinear(2, frames=frames)) as server, Peer(server.address) as peer:
+        peer.hello()
+        peer.offer(0, np.ones(shape, np.uint16))
+        refusal = peer.refused()
+        assert (refusal.code, refusal.seq) == ("planes", 0)
+        assert f"sees {frames} frames at once" in refusal.message
+        peer.offer(1, np.ones((frames, 8, 8) if frames > 1 else (8, 8), np.uint16))
+        assert peer.restored()[1].shape == (16, 16)
+
+
+def test_the_largest_frame_is_read_with_all_its_neighbours() -> None:
+    with serving(Bilinear(2, frames=5), max_pixels=256 * 256) as server, Peer(server.address) as peer:
+        peer.hello()
+        peer.offer(0, np.ones((5, 256, 256), np.uint16))
+        assert peer.restored()[0] == 0
+        peer.offer(1, np.ones((5, 512, 256), np.uint16))
+        assert peer.refused().code == "too_large"
 
 
 def test_a_frame_whose_result_the_protocol_cannot_carry_is_refused() -> None:
@@ -672,6 +712,13 @@ def test_a_model_that_fails_to_warm_up_ends_the_server_with_the_reason(
 def test_limits_that_contradict_each_other_are_refused(changes: dict[str, int], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         Server(Repeat(), settings(**changes))
+
+
+def test_the_mailbox_must_hold_a_frame_with_its_neighbours() -> None:
+    with serving(Bilinear(2, frames=5, max_pixels=100_000), mailbox_mb=1) as server:
+        assert server.model.max_pixels == 100_000
+    with pytest.raises(ConfigError, match=r"one frame of max_pixels = 100001 and 4 neighbours \(1 MB"):
+        Server(Bilinear(2, frames=5, max_pixels=100_001), settings(mailbox_mb=1))
 
 
 def test_a_model_that_cannot_be_described_is_refused() -> None:

@@ -211,7 +211,7 @@ def test_metrics_tell_what_the_server_did(server: Server) -> None:
     assert after['live_sr_compute_ms{percentile="p50"}'] > 0
     assert (after["live_sr_ready"], after["live_sr_sessions"]) == (1, 1)
     assert (after["live_sr_waiting_frames"], after["live_sr_waiting_bytes"]) == (0, 0)
-    assert after["live_sr_waiting_bytes_limit"] == 512e6
+    assert after["live_sr_waiting_bytes_limit"] == 1024e6
 
 
 def test_a_metrics_port_in_use_is_told(server: Server) -> None:

@@ -104,6 +104,23 @@ def test_noisy_frames_alone_make_a_denoiser_that_the_engine_runs(
     assert after < 0.5 * before
 
 
+def test_several_frames_of_one_scene_restore_better_than_one(stack: Path, tmp_path: Path) -> None:
+    truth = scene(7)
+    raw = np.stack([noisy(truth.reshape(48, 2, 48, 2).mean(axis=(1, 3)), 90 + n) for n in range(5)])
+    left = []
+    for frames in (1, 5):
+        network = NetworkSettings(scale=2, widths=(8, 12), frames=frames)
+        settings = msgspec.structs.replace(
+            TINY, network=network, neighbours="t", crappify="pssr2", steps=150, validate_every=75
+        )
+        model = fit(settings, [stack], tmp_path / str(frames), console=QUIET)
+        record = artifact.load(model).record
+        assert (record.frames, record.neighbours) == (frames, "t")
+        (restored,) = load_engine(str(model), precision="float32").upscale([raw if frames > 1 else raw[2]])
+        left.append(float(np.square(restored - truth).mean()))
+    assert left[1] < 0.8 * left[0]
+
+
 def test_real_pairs_are_learnt_from(tmp_path: Path) -> None:
     data = tmp_path / "data"
     for n in range(3):

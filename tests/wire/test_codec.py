@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as arrays
 
 from live_sr.errors import WireError
 from live_sr.frame import Pixels
+from live_sr.neighbours import FRAME_COUNTS, MAX_FRAMES
 from live_sr.wire import codec
 from live_sr.wire.messages import (
     MAX_SIDE,
@@ -36,6 +37,10 @@ ms = st.floats(0, 1e12)
 pixels_2d = arrays.arrays(
     st.sampled_from([np.uint8, np.uint16]), arrays.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=20)
 )
+stacks = arrays.arrays(
+    st.sampled_from([np.uint8, np.uint16]),
+    st.tuples(st.integers(2, MAX_FRAMES), st.integers(1, 9), st.integers(1, 9)),
+)
 models = st.builds(
     ModelInfo,
     id=names,
@@ -46,6 +51,8 @@ models = st.builds(
     max_pixels=counts,
     dtypes=st.sampled_from([("uint8",), ("uint16",), ("uint8", "uint16"), ()]),
     pixel_size_um=st.none() | st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    frames=st.sampled_from(FRAME_COUNTS),
+    neighbours=st.sampled_from(["t", "z", "t or z"]),
 )
 plain = st.one_of(
     st.builds(Hello, session=names, version=names, model=names),
@@ -82,6 +89,18 @@ def test_a_frame_comes_back_the_same(pixels: Pixels, session: str, seq: int) -> 
     assert back is not None
     assert back.dtype == pixels.dtype
     np.testing.assert_array_equal(back, pixels)
+
+
+@given(stacks, names, counts)
+def test_a_frame_with_its_neighbours_comes_back_the_same(pixels: Pixels, session: str, seq: int) -> None:
+    planes, y, x = pixels.shape
+    sent = FrameMessage(session, seq, (y, x), pixels.dtype.name, planes)  # type: ignore[arg-type]
+    message, back = codec.decode(received(codec.encode(sent, pixels)))
+    assert message == sent
+    assert back is not None
+    assert back.dtype == pixels.dtype
+    np.testing.assert_array_equal(back, pixels)
+    assert not back.flags.writeable
 
 
 @given(pixels_2d, names, counts, names, ms, ms)
@@ -151,6 +170,8 @@ def test_every_message_has_a_round_trip_here() -> None:
                     max_pixels=2**53,
                     dtypes=("uint8", "uint16"),
                     pixel_size_um=(0.1, 0.2),
+                    frames=5,
+                    neighbours="t or z",
                 ),
                 warm=True,
                 credits=64,
@@ -211,6 +232,16 @@ FRAME = {"type": "frame", "session": "s", "seq": 0, "shape": (2, 3), "dtype": "u
         pytest.param(
             [head(**FRAME | {"shape": (MAX_SIDE, MAX_SIDE)}), bytes(12)], "12 arrived", id="claims 8 GB"
         ),
+        pytest.param([head(**FRAME | {"planes": 0}), b""], "planes", id="no plane"),
+        pytest.param([head(**FRAME | {"planes": -1}), bytes(12)], "planes", id="negative planes"),
+        pytest.param([head(**FRAME | {"planes": MAX_FRAMES + 1}), bytes(72)], "planes", id="too many planes"),
+        pytest.param([head(**FRAME | {"planes": 3}), bytes(12)], "take 36 bytes, 12", id="planes missing"),
+        pytest.param([head(**FRAME), bytes(36)], "take 12 bytes, 36 arrived", id="planes not announced"),
+        pytest.param(
+            [head(**FRAME | {"shape": (MAX_SIDE, MAX_SIDE), "planes": 5}), bytes(60)],
+            "60 arrived",
+            id="claims 43 GB",
+        ),
         pytest.param([head(**FRAME | {"dtype": "float32"}), bytes(24)], "dtype", id="dtype not allowed"),
         pytest.param([head(**FRAME | {"dtype": "object"}), bytes(48)], "dtype", id="objects"),
     ],
@@ -255,6 +286,7 @@ FIELDS = [
     "seq",
     "shape",
     "dtype",
+    "planes",
     "code",
     "message",
     "number",
