@@ -249,8 +249,8 @@ def enhance(
         print(f"{report.already} frames were there already")
     if fill or missing is not None:
         print(
-            f"{mark_path(target)}: {report.filled_pixels} raw pixels filled from neighbours, in {report.filled} "
-            f"frames; {report.black_pixels} that the neighbours lack as well stay black"
+            f"{mark_path(target)}: {report.filled_pixels} raw pixels of {report.filled} frames filled from "
+            f"neighbours; {report.black_pixels} that the neighbours lack as well stay black"
         )
     for problem in report.problems:
         print(problem, file=sys.stderr)
