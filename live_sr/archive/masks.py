@@ -49,7 +49,11 @@ class Masks:
         StoreError
             When it is damaged.
         """
-        pixels = self._planes.read(self._planes.layout.index_of(*self._source.locate(index)))
+        p, where = self._source.locate(index)
+        steps = iter(i for i, axis in zip(where, self._source.index_axes, strict=True) if axis.size != 1)
+        layout = self._planes.layout
+        there = [0 if axis.size == 1 else next(steps) for axis in layout.index_axes]
+        pixels = self._planes.read(layout.index_of(p, there))
         return np.zeros(self._source.frame_shape, bool) if pixels is None else pixels != 0
 
     def close(self) -> None:
@@ -59,13 +63,14 @@ class Masks:
 
 def _difference(mask: VolumeLayout, source: VolumeLayout) -> str | None:
     """First difference that tells them apart; pages without a meaning may be of anything."""
-    mine, theirs = ([axis.name for axis in layout.index_axes] for layout in (mask, source))
-    pages = any(len(names) == 1 and names[0] in PAGES for names in (mine, theirs))
     if mask.frame_shape != source.frame_shape:
-        y, x = source.frame_shape
-        return f"planes of {mask.frame_shape[0]} x {mask.frame_shape[1]} pixels, not {y} x {x}"
-    if mask.shape != source.shape or len(mask.positions) != len(source.positions):
-        return f"{mask.n_frames} planes along {mine}, not {source.n_frames} along {theirs}"
-    if mine != theirs and not pages:
-        return f"planes along {mine}, not {theirs}"
+        shapes = ["{} x {}".format(*layout.frame_shape) for layout in (mask, source)]
+        return f"planes of {shapes[0]} pixels, not {shapes[1]}"
+    mine, theirs = (
+        {axis.name: axis.size for axis in layout.index_axes if axis.size != 1} for layout in (mask, source)
+    )
+    alike = list(mine) == list(theirs) or any(len(m) == 1 and {*m} & {*PAGES} for m in (mine, theirs))
+    counts = [max(len(layout.positions), 1) for layout in (mask, source)]
+    if not alike or [*mine.values()] != [*theirs.values()] or counts[0] != counts[1]:
+        return f"{mask.n_frames} planes along {list(mine)}, not {source.n_frames} along {list(theirs)}"
     return None
