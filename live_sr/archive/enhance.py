@@ -163,10 +163,8 @@ def enhance(
             raise InputError(f"nothing can be filled in {source}: {stacks.why_alone}")
         if info.frames > 1 and stacks.axis is None and report.frames > 1:
             log.warning("%s; each frame is restored from itself alone", stacks.why_alone)
-        job = _Job(
-            stacks, source, target, upscaler, mark_path(target) if filling else None, fill, report,
-            progress or (lambda done, frames: None),
-        )  # fmt: skip
+        mark, tell = mark_path(target) if filling else None, progress or (lambda done, frames: None)
+        job = _Job(stacks, source, target, upscaler, mark, fill, report, tell)
         if format_of(target) == "zarr":
             _into_volume(job)
         else:
@@ -332,13 +330,12 @@ def _provenance(job: _Job, statement: str) -> str:
 def _into_volume(job: _Job) -> None:
     report = job.report
     with contextlib.ExitStack() as stack:
-        stores = [_open_volume(job.target, job.layout, job, job.statement)]
-        stack.callback(lambda: _close(stores[0], report))
+        store = _open_volume(job.target, job.layout, job, job.statement)
+        stack.callback(_close, store, report)
+        marks: SRStore | None = None
         if job.mark is not None:
-            layout = replace(stores[0].layout, dtype="uint8")
-            stores.append(_open_volume(job.mark, layout, job, job.mark_statement))
-            stack.callback(lambda: _close(stores[1], report))
-        store, marks = stores[0], stores[1] if job.mark is not None else None
+            marks = _open_volume(job.mark, replace(store.layout, dtype="uint8"), job, job.mark_statement)
+            stack.callback(_close, marks, report)
         known = {store.layout.locate(entry.place): entry for entry in store.journal.frames.values()}
         saved = {store.layout.locate(e.place) for e in store.journal.frames.values() if e.status == "saved"}
         unused = itertools.count(max(store.journal.frames, default=-1) + 1)
@@ -367,7 +364,7 @@ def _restore_one(job: _Job, index: dict[str, int], seq: int, store: SRStore, mar
         report.problems += [str(e)] if len(report.problems) < MAX_PROBLEMS else []
         return
     if computed is None:
-        why = "not in the raw volume" + (", nor are its neighbours" if job.fill else "")
+        why = "not in the raw volume" if marks is None else "missing in the raw volume, and not to be filled"
         for each in both:
             each.note_failure(seq, index, why, status="skipped")
         report.missing += 1

@@ -244,7 +244,7 @@ def test_a_frame_whose_neighbours_are_missing_too_stays_missing(tmp_path: Path, 
     report = enhance(source, tmp_path / "sr.ome.zarr", engine, fill=True)
     assert (report.filled, report.missing, report.complete) == (2, 1, False)
     line = entries(tmp_path / "sr.ome.zarr")[3]
-    assert (line.status, line.reason) == ("skipped", "not in the raw volume, nor are its neighbours")
+    assert (line.status, line.reason) == ("skipped", "missing in the raw volume, and not to be filled")
     report = enhance(source, tmp_path / "sr.ome.tif", engine, fill=True)
     assert report.missing == 1
     found = tifffile.imread(tmp_path / "sr.ome.tif")
