@@ -22,7 +22,7 @@ from live_sr.client.store import STATEMENT, SRStore
 from live_sr.client.volume import VolumeLayout
 from live_sr.errors import InputError, RemoteError, StoreError
 from live_sr.frame import Pixels
-from live_sr.upscaler import Upscaler, UpscalerInfo
+from live_sr.upscaler import Upscaler, UpscalerInfo, pixel_size_doubt
 
 log = logging.getLogger("live_sr")
 Progress = Callable[[int, int], None]
@@ -117,6 +117,9 @@ def enhance(
         stacks = Stacks(planes, upscaler.info)
         if upscaler.info.frames > 1 and stacks.axis is None and report.frames > 1:
             log.warning("%s; each frame is restored from itself alone", stacks.why_alone)
+        info = upscaler.info
+        if doubt := pixel_size_doubt(info.id, info.pixel_size_um, planes.layout.pixel_size_um):
+            log.warning("%s: %s", source, doubt)
         tell = progress or (lambda done, frames: None)
         if format_of(target) == "zarr":
             _into_volume(stacks, source, target, upscaler, report, tell)

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import tifffile
 
+from live_sr.client.images import open_source
 from live_sr.errors import InputError
 from live_sr.frame import Pixels
 from live_sr.sim.specimen import Neuropil
 from live_sr.train.baselines import BASELINES, available_baselines, bicubic
-from live_sr.train.files import Float, read_images, to_unit
+from live_sr.train.files import READABLE, Float, read_images, to_unit
 from live_sr.train.metrics import (
     NYQUIST_PX,
     TRUTH_THRESHOLD,
@@ -541,13 +541,9 @@ def _off_centre(tile: Tile, shape: tuple[int, ...]) -> float:
 
 
 def _pixel_size_nm(path: Path) -> float | None:
-    """Of an OME-TIFF that says so."""
-    if path.suffix.lower() not in (".tif", ".tiff"):
-        return None
-    with tifffile.TiffFile(path) as file:
-        ome = tifffile.xml2dict(file.ome_metadata)["OME"].get("Image", {}) if file.ome_metadata else {}
-    first = ome[0] if isinstance(ome, list) else ome
-    pixels = first.get("Pixels", {})
-    unit = {"m": 1e9, "mm": 1e6, "µm": 1e3, "nm": 1.0, "Å": 0.1}.get(pixels.get("PhysicalSizeXUnit", "µm"))
-    size = pixels.get("PhysicalSizeX")
-    return float(size) * unit if size and unit else None
+    source = open_source(path, dtypes=READABLE)
+    try:
+        size_um = source.layout.pixel_size_um
+    finally:
+        source.close()
+    return 1000 * size_um if size_um else None
