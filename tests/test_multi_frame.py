@@ -46,12 +46,6 @@ from test_end_to_end import Faulty, assert_clean, frames, nobody, paths
 pytestmark = [pytest.mark.filterwarnings("ignore:Multi-camera acquisition combined:UserWarning")]
 
 
-@pytest.fixture(autouse=True)
-def software_timed(mmc: CMMCorePlus) -> None:
-    """On a busy machine the demo camera's bursts overrun, and frames fail to come."""
-    mmc.mda.engine.use_hardware_sequencing = False  # type: ignore[union-attr]
-
-
 # Along which axis the neighbours lie; None where nobody knows what lies beside a frame, or there is no axis.
 AXES: dict[str, str | None] = {
     **dict.fromkeys(SEQUENCES, "t"),
