@@ -32,7 +32,8 @@ class TrainSettings(Settings, frozen=True, forbid_unknown_fields=True, kw_only=T
         its neighbour (Lehtinen et al. 2018), ``blind-spot`` a pixel from those around it (Noise2Void, Krull et
         al. 2019); that one needs noise that is independent from pixel to pixel.
     sources : tuple of Source
-        Good images; for the self-supervised tasks, the noisy frames themselves.
+        Good images; for the self-supervised tasks, the noisy frames themselves. Files that a pattern of `pairs`
+        matches are left to them.
     pairs : tuple of PairSource
         Real low and high resolution images of the same places.
     pairs_share : float
