@@ -128,7 +128,7 @@ def _restoring(
 ) -> Examples:
     network = settings.network
     size = settings.patch * network.scale
-    if settings.procedural.share > 0 and network.frames == 1:
+    if settings.procedural.share > 0:
         pools = [*pools, render_pool(settings.procedural, settings.seed, cache)]
     pairs: list[Pair] = []
     judged_pairs: list[Pair] = []

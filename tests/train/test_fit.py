@@ -25,6 +25,7 @@ from live_sr.model.unet import NetworkSettings, SuperResolver
 from live_sr.train.crappify import to_toml
 from live_sr.train.fit import fit, restore
 from live_sr.train.losses import LossSettings
+from live_sr.train.pairs import PairSource
 from live_sr.train.pools import Source
 from live_sr.train.procedural import Procedural
 from live_sr.train.rundir import CHECKPOINT
@@ -44,6 +45,7 @@ TINY = TrainSettings(
     learning_rate=3e-3,
     threads=1,
 )
+THREE = NetworkSettings(scale=2, widths=(8, 12), frames=3)
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
@@ -207,6 +209,10 @@ def test_procedural_training_needs_no_files(tmp_path: Path) -> None:
         ({"network": NetworkSettings(scale=0, widths=(8, 12))}, "scale 0"),
         ({"procedural": Procedural(share=1.0)}, "procedural.images is 0"),
         ({"sources": ()}, "nothing to train on"),
+        ({"id": "mine/x2"}, "id = 'mine/x2'"),
+        ({"seed": -1}, "seed = -1"),
+        ({"network": THREE, "pairs": (PairSource(name="p", low="l*", high="h*"),)}, "pairs: their images"),
+        ({"network": THREE, "procedural": Procedural(images=2, share=1.0)}, "procedural: their images"),
     ],
     ids=lambda v: str(v)[:20],
 )
@@ -215,6 +221,12 @@ def test_settings_that_cannot_work_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=says):
         fit(msgspec.structs.replace(TINY, **change), [data], tmp_path, console=QUIET)
+
+
+def test_an_output_folder_that_cannot_be_one_is_refused(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot write into .*file .*choose another output folder"):
+        fit(TINY, [data], tmp_path / "file", console=QUIET)
 
 
 def test_a_checkpoint_is_neither_overwritten_nor_mixed_up(data: Path, tmp_path: Path) -> None:
