@@ -89,13 +89,18 @@ def gather(settings: TrainSettings, data: Sequence[Path], *, cache: Path) -> Exa
         When there are no usable images to learn from or to be judged on.
     """
     shelf = Shelf()
-    pools, files = load_pools(settings.sources, data, settings.validation, shelf)
+    # A pattern such as *.tif also finds the files of pairs. Their raw frames are no good images, and of the
+    # others some are judged on.
+    paired = [pattern for pair in settings.pairs for pattern in (pair.low, pair.high)]
+    pools, files = load_pools(settings.sources, data, (*settings.validation, *paired), shelf)
     held_out: list[Pool] = []
     judged: list[File] = []
     if settings.validation:
         first = settings.sources[0] if settings.sources else None
         channel, value_range = (first.channel, first.range) if first is not None else (None, None)
-        judged = load_files(data, settings.validation, channel=channel, value_range=value_range, shelf=shelf)
+        judged = load_files(
+            data, settings.validation, paired, channel=channel, value_range=value_range, shelf=shelf
+        )
         # planes of a file are taken as neighbours, as far as the network asks for any
         held_out = [Pool(f.name, 1.0, list(f.images), True, list(f.places)) for f in judged]
     elif settings.split is not None and pools:
@@ -123,12 +128,12 @@ def _restoring(
 ) -> Examples:
     network = settings.network
     size = settings.patch * network.scale
-    if settings.procedural.share > 0 and network.frames == 1:
+    if settings.procedural.share > 0:
         pools = [*pools, render_pool(settings.procedural, settings.seed, cache)]
     pairs: list[Pair] = []
     judged_pairs: list[Pair] = []
     if settings.pairs:
-        pairs, pair_files = load_pairs(settings.pairs, data, network.scale, shelf=shelf)
+        pairs, pair_files = load_pairs(settings.pairs, data, network.scale, settings.validation, shelf)
         several = len({pair.place.sha256 for pair in pairs}) > 1
         pairs, judged_pairs = split_pairs(pairs, settings.split or Split(by="file" if several else "region"))
         files = [*files, *pair_files]

@@ -14,6 +14,8 @@ import importlib.metadata
 import math
 import os
 import pickle
+import signal
+import threading
 import time
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -71,6 +73,7 @@ class State:
     best: Score | None = None
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     best_step: int = 0
+    mean_loss: float = math.nan  # running mean of the training loss, as it is shown
     start: str = ""  # SHA-256 of the model that it started from
 
     def save(self, path: Path, settings: TrainSettings) -> None:
@@ -86,8 +89,9 @@ class State:
             "best": None if self.best is None else [self.best.psnr, self.best.ssim],
             "best_weights": self.best_weights,
             "best_step": self.best_step,
+            "mean_loss": self.mean_loss,
             "start": self.start,
-            "settings": msgspec.json.encode(settings).decode(),
+            "settings": msgspec.json.encode(_identity(settings)).decode(),
         }
         partial = path.with_name(path.name + ".part")
         torch.save(content, partial)
@@ -112,6 +116,7 @@ class State:
         self.best = None if content["best"] is None else Score(*content["best"])
         self.best_weights = content["best_weights"]
         self.best_step = content["best_step"]
+        self.mean_loss = content.get("mean_loss", math.nan)  # not in those of the first days
         self.start = content["start"]
 
 
@@ -209,46 +214,44 @@ class _Run:
         several = dist.is_initialized()
         self.network: nn.Module = DistributedDataParallel(state.network) if several else state.network
         self.began = time.monotonic() - state.elapsed_s
-        self.mean_loss = math.nan
 
     def train(self, stop_after: int | None) -> bool:
         """Whether it was stopped before its end."""
         settings, state = self.settings, self.state
-        with _progress(self.console) as progress, Ahead(self._draw, state.step) as batches:
+        with (
+            _progress(self.console) as progress,
+            Ahead(self._draw, state.step) as batches,
+            _ctrl_c() as wanted,
+        ):
             task = progress.add_task(settings.id, total=1.0, rate="", loss="", score="", left="")
             first, started = state.step, time.monotonic()
             drawn = iter(batches)
-            try:
-                while (done := self._done()) < 1:
-                    if state.step == stop_after:
-                        self._save()
+            while (done := self._done()) < 1 and not self._gave_up():
+                if state.step == stop_after or wanted.is_set():
+                    self._save()
+                    if not wanted.is_set():
                         return True
-                    self._step(next(drawn), done)
-                    if state.step % settings.validate_every == 0:
-                        score = self._validate()
-                        self._save()
-                        progress.update(task, score=f"{score.psnr:.2f} dB {score.ssim:.3f}")
-                        if self._gave_up():
-                            self.console.print(
-                                f"no better validation since step {state.best_step}: this run ends here"
-                            )
-                            return False
-                    done = self._done()
-                    left = state.elapsed_s * (1 - done) / max(done, 1e-9)
-                    rate = (state.step - first) / (time.monotonic() - started)
-                    progress.update(
-                        task,
-                        completed=done,
-                        rate=f"{rate:.1f}/s",
-                        loss=f"{self.mean_loss:.4f}",
-                        left=f"{left / 60:.0f} min",
+                    self.console.print(
+                        f"stopped at step {state.step}: go on with --out {self.folder.path} --resume"
                     )
-            except KeyboardInterrupt:
-                self._save()
-                self.console.print(
-                    f"stopped at step {state.step}: go on with --out {self.folder.path} --resume"
+                    raise KeyboardInterrupt
+                self._step(next(drawn), done)
+                if state.step % settings.validate_every == 0:
+                    score = self._validate()
+                    self._save()
+                    progress.update(task, score=f"{score.psnr:.2f} dB {score.ssim:.3f}")
+                done = self._done()
+                left = state.elapsed_s * (1 - done) / max(done, 1e-9)
+                rate = (state.step - first) / (time.monotonic() - started)
+                progress.update(
+                    task,
+                    completed=done,
+                    rate=f"{rate:.1f}/s",
+                    loss=f"{state.mean_loss:.4f}",
+                    left=f"{left / 60:.0f} min",
                 )
-                raise
+        if self._gave_up():
+            self.console.print(f"no better validation since step {state.best_step}: this run ends here")
         if state.step % settings.validate_every:
             self._validate()
         self._save()
@@ -303,8 +306,8 @@ class _Run:
                 f"the loss is {now_loss} at step {state.step}: lower learning_rate "
                 f"({settings.learning_rate:g}), or look for damaged images"
             )
-        first = math.isnan(self.mean_loss)
-        self.mean_loss = now_loss if first else LOSS_MEMORY * self.mean_loss + (1 - LOSS_MEMORY) * now_loss
+        before = now_loss if math.isnan(state.mean_loss) else state.mean_loss
+        state.mean_loss = LOSS_MEMORY * before + (1 - LOSS_MEMORY) * now_loss
 
     def _validate(self) -> Score:
         """Score the averaged weights, draw them, and keep them when they are the best so far."""
@@ -327,11 +330,11 @@ class _Run:
             state.best, state.best_step = score, state.step
             state.best_weights = {k: v.detach().cpu().clone() for k, v in state.average.state_dict().items()}
         self.console.print(
-            f"step {state.step} loss {self.mean_loss:.4f} val {score.psnr:.3f} dB {score.ssim:.4f}"
+            f"step {state.step} loss {state.mean_loss:.4f} val {score.psnr:.3f} dB {score.ssim:.4f}"
         )
         if self.rank == 0:
             row: dict[str, float | int] = {"step": state.step, "seconds": round(state.elapsed_s, 1)}
-            row |= {"loss": self.mean_loss, "psnr": score.psnr, "ssim": score.ssim}
+            row |= {"loss": state.mean_loss, "psnr": score.psnr, "ssim": score.ssim}
             for name, qualities in scores.items():
                 psnr, similarity = np.mean(qualities, axis=0)
                 row |= {f"psnr {name}": float(psnr), f"ssim {name}": float(similarity)}
@@ -418,6 +421,28 @@ def _devices() -> Iterator[tuple[torch.device, int]]:
         dist.destroy_process_group()
 
 
+@contextlib.contextmanager
+def _ctrl_c() -> Iterator[threading.Event]:
+    """Set by Ctrl-C, to be looked at between steps: within one, weights and step would not belong together.
+
+    A second Ctrl-C stops at once, and leaves the last checkpoint.
+    """
+    pressed = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # only there are signals handled
+        yield pressed
+        return
+
+    def press(number: int, frame: object) -> None:
+        pressed.set()
+        signal.signal(number, before)
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _has_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 is clearly faster than float32: GPUs, and processors with matrix units for it."""
     if device.type == "cuda":
@@ -426,8 +451,12 @@ def _has_bfloat16(device: torch.device) -> bool:
 
 
 def _identity(settings: TrainSettings) -> TrainSettings:
-    """What must not change in a resumed run: all but the time and the threads it is given."""
-    return msgspec.structs.replace(settings, minutes=0.0, threads=0)
+    """What must not change in a resumed run: all but the time and the threads it is given.
+
+    With the crappifier itself, so that another one in a file of the same name is noticed, and the settings
+    written into the run's folder are the same as those it was started with.
+    """
+    return msgspec.structs.replace(settings, crappify=settings.crappifier, minutes=0.0, threads=0)
 
 
 def _start(settings: TrainSettings, device: torch.device) -> State:
@@ -438,6 +467,7 @@ def _start(settings: TrainSettings, device: torch.device) -> State:
     start = ""
     if settings.start:
         trained = artifact.load(settings.start)
+        _check_start(settings, trained.record)
         _take_weights(network, trained.module)
         start = trained.sha256
     network = _channels_last(network.to(device))
@@ -461,12 +491,24 @@ def _channels_last(network: SuperResolver) -> SuperResolver:
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
+def _check_start(settings: TrainSettings, record: artifact.ModelRecord) -> None:
+    """Some layer fits by chance in almost any network; only the same widths make the same trunk."""
+    widths = settings.network.widths
+    if not record.widths:
+        raise ConfigError(
+            f"start: {record.id} is a network from elsewhere, no run can go on from it: leave start out"
+        )
+    if record.widths != widths:
+        raise ConfigError(
+            f"start: {record.id} has widths {list(record.widths)}, this network {list(widths)}: "
+            "give both the same, or leave start out"
+        )
+
+
 def _take_weights(network: nn.Module, trained: nn.Module) -> None:
     """Copy every weight that has the same name and shape: all of them for the same scale, else the trunk."""
     own, theirs = network.state_dict(), trained.state_dict()
     shared = {k: v for k, v in theirs.items() if k in own and own[k].shape == v.shape}
-    if not any(k.startswith("body.") and v.dim() == 4 for k, v in shared.items()):
-        raise ConfigError("start: that model shares no layer with this network, give both the same widths")
     network.load_state_dict(shared, strict=False)
 
 

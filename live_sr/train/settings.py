@@ -6,6 +6,7 @@ from typing import Literal
 
 from live_sr.config import Settings
 from live_sr.errors import ConfigError
+from live_sr.model.foreign import IDS
 from live_sr.model.unet import NetworkSettings
 from live_sr.neighbours import Neighbours
 from live_sr.train.crappify import Crappifier, load_crappifier
@@ -32,7 +33,8 @@ class TrainSettings(Settings, frozen=True, forbid_unknown_fields=True, kw_only=T
         its neighbour (Lehtinen et al. 2018), ``blind-spot`` a pixel from those around it (Noise2Void, Krull et
         al. 2019); that one needs noise that is independent from pixel to pixel.
     sources : tuple of Source
-        Good images; for the self-supervised tasks, the noisy frames themselves.
+        Good images; for the self-supervised tasks, the noisy frames themselves. Files that a pattern of `pairs`
+        matches are left to them.
     pairs : tuple of PairSource
         Real low and high resolution images of the same places.
     pairs_share : float
@@ -124,6 +126,10 @@ def check(settings: TrainSettings) -> None:
         With the values and what to change.
     """
     network = settings.network
+    if IDS.fullmatch(settings.id) is None:  # it becomes a file's name, after hours
+        raise ConfigError(f"id = {settings.id!r}: must be of lower-case letters, digits, . _ -")
+    if settings.seed < 0:
+        raise ConfigError(f"seed = {settings.seed}: must be 0 or more")
     if network.scale < 1 or not network.widths:
         raise ConfigError(
             f"network scale {network.scale}, widths {network.widths}: need scale 1 or more, one level"
@@ -139,6 +145,12 @@ def check(settings: TrainSettings) -> None:
         raise ConfigError("nothing to train on: name [[sources]] or [[pairs]], or give [procedural] a share")
     if settings.procedural.share > 0 and not settings.procedural.images:
         raise ConfigError("procedural.share is set, but procedural.images is 0: set both or none")
+    alone = "pairs" if settings.pairs else "procedural" if settings.procedural.share > 0 else ""
+    if alone and network.frames > 1:
+        raise ConfigError(
+            f"{alone}: their images have no neighbours, which network.frames = {network.frames} needs: "
+            "leave them out, or set frames = 1"
+        )
     if settings.pairs and not 0 < settings.pairs_share <= 1:
         raise ConfigError(f"pairs_share = {settings.pairs_share:g}: must be above 0 and at most 1")
     if settings.task == "restore":

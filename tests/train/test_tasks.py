@@ -24,6 +24,7 @@ from live_sr.errors import ConfigError, InputError
 from live_sr.model import artifact
 from live_sr.model.engine import load_engine
 from live_sr.model.unet import NetworkSettings
+from live_sr.train.examples import gather
 from live_sr.train.fit import fit
 from live_sr.train.losses import LossSettings
 from live_sr.train.pairs import PairSource
@@ -138,6 +139,29 @@ def test_real_pairs_are_learnt_from(tmp_path: Path) -> None:
     }
     psnr = [float(row["psnr"]) for row in log(tmp_path / "run")]
     assert psnr[-1] > psnr[0], "it learns"
+
+
+def test_files_of_pairs_are_no_good_images_and_validation_keeps_out_of_pairs(tmp_path: Path) -> None:
+    for n in range(3):
+        truth = scene(n)
+        low = noisy(truth.reshape(48, 2, 48, 2).mean(axis=(1, 3)), n)
+        images = {f"low/{n}": low, f"high/{n}": np.rint(truth).astype(np.uint8), f"good{n}": noisy(truth, 9)}
+        for name, image in images.items():
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            tifffile.imwrite(tmp_path / f"{name}.tif", image)
+    settings = msgspec.structs.replace(
+        TINY,
+        sources=(Source(name="all", files="*.tif"),),
+        pairs=(PairSource(name="real", low="low/*.tif", high="high/*.tif"),),
+        validation=("*2.tif",),
+        split=Split(by="file"),
+    )
+    examples = gather(settings, [tmp_path], cache=tmp_path)
+    assert sorted(f.name for f in examples.files) == [
+        *("good0.tif", "good1.tif"),
+        *("high/0.tif", "high/1.tif", "low/0.tif", "low/1.tif"),
+    ], "each file once, as what it is"
+    assert [f.name for f in examples.judged] == ["good2.tif"]
 
 
 def test_a_critic_trains_along_and_resumes(stack: Path, tmp_path: Path) -> None:
