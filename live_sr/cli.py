@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import sys
 import uuid
 from collections.abc import Callable, Sequence
@@ -287,6 +288,10 @@ def evaluate(
     pixel_size_nm: Annotated[
         float | None, typer.Option(help="Of the high-resolution images that do not say, nanometres.")
     ] = None,
+    channel: Annotated[int | None, typer.Option(help="Of files that have several, from 0.")] = None,
+    value_range: Annotated[
+        tuple[float, float] | None, typer.Option("--range", help="Grey values of black and white.")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers to this file.")] = None,
     report: Annotated[
         Path | None, typer.Option(help="Write a page with pictures and curves to this file.")
@@ -300,8 +305,11 @@ def evaluate(
     from live_sr.train.baselines import available_baselines
     from live_sr.train.evaluate import DOSE, QUICK
     from live_sr.train.evaluate import evaluate as run_evaluate
-    from live_sr.train.report import HEADINGS, cells, title, write_report
+    from live_sr.train.report import HEADINGS, cells, page, title
 
+    for path in (json_file, report):
+        if path is not None:
+            _check_folder(path)
     engine = load_engine(model)
     wanted = tuple(baselines or QUICK)
     with _bar("evaluating") as progress:
@@ -314,6 +322,8 @@ def evaluate(
             baselines=available_baselines() if "all" in wanted else wanted,
             planes=planes,
             pixel_size_nm=pixel_size_nm,
+            channel=channel,
+            value_range=value_range,
             progress=progress,
         )
     console = Console()
@@ -329,9 +339,9 @@ def evaluate(
         f"{result.model} ({result.model_sha256[:12]}), read noise {read_noise:.4f} of full scale, seed {seed}"
     )
     if json_file is not None:
-        json_file.write_text(json.dumps(result.as_dict(), indent=1) + "\n")
+        _write(json_file, (json.dumps(result.as_dict(), indent=1) + "\n").encode())
     if report is not None:
-        write_report(result, report)
+        _write(report, page(result).encode())
 
 
 class _AppliesByDefault(TyperGroup):
@@ -391,10 +401,7 @@ def crappify(
     if preview is not None:
         some = sorted({0, len(planes) // 2, len(planes) - 1})
         sheet = c.preview([to_unit(planes[i]) for i in some], crappifier, scale, seed)
-        try:
-            preview.write_bytes(sheet)
-        except OSError as e:
-            raise InputError(f"cannot write {preview}: {e.strerror}") from e
+        _write(preview, sheet)
         print(f"{preview}: all strengths")
 
 
@@ -528,6 +535,19 @@ def models_export(
 
     export_model(name, out, authors=author or ())
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, tested")
+
+
+def _check_folder(path: Path) -> None:
+    """Refuse, before any work, a file that could not be written after it."""
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise InputError(f"cannot write {path}: give a file in a folder that exists and that you may write to")
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.write_bytes(content)
+    except OSError as e:
+        raise InputError(f"cannot write {path}: {e.strerror}") from e
 
 
 def _shape(text: str) -> tuple[int, int]:

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import tomli_w
 
 from live_sr.errors import ConfigError, InputError
+from live_sr.train.crappify import write_toml
 from live_sr.train.files import File
 from live_sr.train.settings import TrainSettings
 
@@ -117,7 +117,7 @@ class RunFolder:
 def to_toml(settings: TrainSettings) -> str:
     """The settings as a file that `live-sr train` reads, presets written out."""
     full = msgspec.structs.replace(settings, crappify=settings.crappifier)
-    return tomli_w.dumps(_without_none(msgspec.to_builtins(full)))
+    return write_toml(_without_none(msgspec.to_builtins(full)))
 
 
 def _without_none(value: Any) -> Any:
