@@ -89,7 +89,7 @@ class NoiseToNoise:
     def __call__(self, n: int, generator: torch.Generator) -> Batch:
         """See :class:`Batches`."""
         frames = self.crops.batch(n, generator)
-        before, frame, after = frames.split(1, dim=1)
+        before, frame, after = (frames[:, i : i + 1] for i in range(3))
         first, last = ((side == frame).flatten(1).all(1) for side in (before, after))
         # At an end of the stack the frame stands for its neighbour: it would be taught to keep its noise.
         take_before = ((torch.rand(n, generator=generator) < 0.5) | last) & ~first
