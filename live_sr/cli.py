@@ -372,6 +372,10 @@ def crappify(
     strength: Annotated[
         float | None, typer.Option(min=0, max=1, help="0 mildest, 1 harshest; by default each image draws.")
     ] = None,
+    channel: Annotated[int | None, typer.Option(help="Of files that have several, from 0.")] = None,
+    value_range: Annotated[
+        tuple[float, float] | None, typer.Option("--range", help="Grey values of black and white.")
+    ] = None,
     preview: Annotated[Path | None, typer.Option(help="Also draw a PNG of all strengths.")] = None,
 ) -> None:
     """Degrade an image or a stack (the word apply may be left out)."""
@@ -380,14 +384,18 @@ def crappify(
     from live_sr.train import crappify as c
     from live_sr.train.files import read_images, to_unit
 
+    for path in (target, preview):
+        if path is None:
+            continue
+        if path.exists():
+            raise InputError(f"{path} exists: choose another name, nothing is overwritten")
+        _check_folder(path)
     crappifier = c.load_crappifier(preset)
-    planes = read_images(source)
+    planes = read_images(source, channel=channel, value_range=value_range)
     if target.suffix.lower() not in (".tif", ".tiff", ".png"):
         raise InputError(f"cannot write {target}: give a file that ends in .tif or .png")
     if target.suffix.lower() == ".png" and len(planes) > 1:
         raise InputError(f"{source} holds {len(planes)} images and a PNG one: give a target that ends in .tif")
-    if target.exists() and target.samefile(source):
-        raise InputError(f"{target} is the source itself: give another target")
     applied = crappifier if strength is None else crappifier.at(strength)
     print(c.describe(applied))
     generator = torch.Generator().manual_seed(seed)
@@ -411,6 +419,10 @@ def crappify_fit(
     high: Annotated[Path, typer.Option(help="Folder of good images of the same kind; other places will do.")],
     scale: Annotated[int, typer.Option(min=1, max=16, help="Pixels of the good images along a raw pixel.")] = 4,
     out: Annotated[Path, typer.Option(help="Crappifier to write, TOML.")] = Path("fitted.toml"),
+    channel: Annotated[int | None, typer.Option(help="Of files that have several, from 0.")] = None,
+    value_range: Annotated[
+        tuple[float, float] | None, typer.Option("--range", help="Grey values of black and white.")
+    ] = None,
     preview: Annotated[Path | None, typer.Option(help="Also draw real and fitted frames to this PNG.")] = None,
 ) -> None:
     """Find the crappifier that makes good images look like your low-dose frames; no aligned pairs needed."""
@@ -419,7 +431,16 @@ def crappify_fit(
     for path in (out, preview):
         if path is not None and path.exists():
             raise InputError(f"{path} exists: choose another name, nothing is overwritten")
-    run_fit(low, high, scale=scale, out=out, picture=preview, console=Console())
+    run_fit(
+        low,
+        high,
+        scale=scale,
+        out=out,
+        picture=preview,
+        console=Console(),
+        channel=channel,
+        value_range=value_range,
+    )
 
 
 @partial(command, group=crappifiers)

@@ -67,7 +67,14 @@ def train(scale: int, kind: str, source: str, validation: str, data: Path, steps
     kept = tuple(s for s in settings.sources if source not in s.files)
     # judged while training on the other kind alone: the one left out must not choose the best weights
     judged = tuple(pattern for pattern in settings.validation if pattern != validation)
-    settings = msgspec.structs.replace(settings, id=name, sources=kept, validation=judged, steps=steps)
+    settings = msgspec.structs.replace(
+        settings,
+        id=name,
+        sources=kept,
+        validation=judged,
+        steps=steps,
+        start="",  # a shipped model has seen what is left out here
+    )
     return fit(settings, [data], out / name)
 
 

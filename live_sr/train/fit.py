@@ -53,7 +53,10 @@ SHEET_EDGE = 256  # pixels of the truth: the middle, where single pixels can sti
 
 @dataclass
 class Score:
-    """Means over the validation images, data range 1; where there is no truth, against the noisy pixels."""
+    """Means over the validation images, data range 1; where there is no truth, against the noisy pixels.
+
+    Of hidden pixels alone there is no SSIM, NaN: the others are known to the network.
+    """
 
     psnr: float
     ssim: float
@@ -210,7 +213,7 @@ class _Run:
     ) -> None:
         self.settings, self.examples, self.folder = settings, examples, folder
         self.state, self.device, self.rank, self.console = state, device, rank, console
-        self.amp = settings.amp == "auto" and _has_bfloat16(device)
+        self.amp = settings.amp == "auto" and has_bfloat16(device)
         several = dist.is_initialized()
         self.network: nn.Module = DistributedDataParallel(state.network) if several else state.network
         self.began = time.monotonic() - state.elapsed_s
@@ -258,7 +261,7 @@ class _Run:
         return False
 
     def _draw(self, step: int) -> Batch:
-        return self.examples.draw(self.settings.batch, _generator(self.settings.seed, step, self.rank))
+        return self.examples.draw(self.settings.batch, step_generator(self.settings.seed, step, self.rank))
 
     def _done(self) -> float:
         """How far the run is, 0 to 1, by steps or by the clock."""
@@ -281,7 +284,7 @@ class _Run:
         where = batch.where.to(self.device) if batch.where is not None else None
         rate = settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
         rate *= min(1.0, (state.step + 1) / max(settings.warmup, 1))
-        jitter = _generator(settings.seed, state.step, self.rank, purpose=1)
+        jitter = step_generator(settings.seed, state.step, self.rank, purpose=1)
 
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
             restored = restore(self.network, raw, jitter)
@@ -320,7 +323,8 @@ class _Run:
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
                     restored = restore(state.average, raw.to(self.device))
                 restored = restored.float().clamp(0, 1).cpu()
-                quality = masked_psnr(restored, truth, where), float(ssim(restored, truth))
+                similarity = float(ssim(restored, truth)) if where is None else math.nan
+                quality = masked_psnr(restored, truth, where), similarity
                 scores.setdefault(example.name, []).append(quality)
                 if len(rows) < SHEET_ROWS and example.drawn:
                     rows.append(_pictures(example, restored))
@@ -336,8 +340,8 @@ class _Run:
             row: dict[str, float | int] = {"step": state.step, "seconds": round(state.elapsed_s, 1)}
             row |= {"loss": state.mean_loss, "psnr": score.psnr, "ssim": score.ssim}
             for name, qualities in scores.items():
-                psnr, similarity = np.mean(qualities, axis=0)
-                row |= {f"psnr {name}": float(psnr), f"ssim {name}": float(similarity)}
+                mean = np.mean(qualities, axis=0)
+                row |= {f"psnr {name}": float(mean[0]), f"ssim {name}": float(mean[1])}
             self.folder.log(row)
             self.folder.sheet(state.step, draw_sheet(("low", "bicubic", "restored", "truth"), rows))
         return score
@@ -387,7 +391,7 @@ def restore(network: nn.Module, raw: Tensor, jitter: torch.Generator | None = No
 # ------------------------------------------------------------------------------------------------- parts
 
 
-def _generator(seed: int, step: int, rank: int, purpose: int = 0) -> torch.Generator:
+def step_generator(seed: int, step: int, rank: int, purpose: int = 0) -> torch.Generator:
     """A step's own randomness: a resumed run needs nothing but the step's number."""
     state = np.random.SeedSequence([seed, step, rank, purpose]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
@@ -443,7 +447,7 @@ def _ctrl_c() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-def _has_bfloat16(device: torch.device) -> bool:
+def has_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 is clearly faster than float32: GPUs, and processors with matrix units for it."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
@@ -554,7 +558,10 @@ def _record(
             "commit": commit(),
             "torch": str(torch.__version__),
             "data": [{"file": f.name, "sha256": f.sha256, "images": len(f.images)} for f in used],
-            "validation": {"psnr": round(score.psnr, 3), "ssim": round(score.ssim, 4)},
+            "validation": {
+                "psnr": round(score.psnr, 3),
+                **({} if math.isnan(score.ssim) else {"ssim": round(score.ssim, 4)}),
+            },
         },
         live_sr_version=importlib.metadata.version("live-sr"),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -564,12 +571,17 @@ def _record(
 def _entry(settings: TrainSettings, record: artifact.ModelRecord, score: Score, sha256: str) -> str:
     """One dated entry for the model's card."""
     training = record.training
+    judged = (
+        f"at {settings.validation_dose:g} electrons and read noise {settings.validation_read_noise:.4f}"
+        if settings.task == "restore"
+        else "against noisy pixels"
+    )
+    similarity = "" if math.isnan(score.ssim) else f", SSIM {score.ssim:.3f}"
     return (
         f"\n### {record.created[:10]}\n\n"
         f"{training['steps']} steps of {settings.batch} crops of {settings.patch} x {settings.patch} raw "
         f"pixels in {training['minutes']} min, seed {settings.seed}, commit {training['commit'] or 'none'}, "
-        f"torch {training['torch']}; validation at {settings.validation_dose:g} electrons and read noise "
-        f"{settings.validation_read_noise:.4f}: PSNR {score.psnr:.2f} dB, SSIM {score.ssim:.3f}. "
+        f"torch {training['torch']}; validation {judged}: PSNR {score.psnr:.2f} dB{similarity}. "
         f"SHA-256 `{sha256}`.\n"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from live_sr.config import Settings
@@ -141,6 +142,20 @@ def check(settings: TrainSettings) -> None:
         )
     if settings.steps < 1 or settings.batch < 1 or settings.validate_every < 1:
         raise ConfigError("steps, batch and validate_every must be 1 or more")
+    ranges = {
+        "learning_rate": (settings.learning_rate, 0.0, math.inf),
+        "weight_decay": (settings.weight_decay, 0.0, math.inf),
+        "minutes": (settings.minutes, 0.0, math.inf),
+        "warmup": (settings.warmup, 0, math.inf),
+        "patience": (settings.patience, 0, math.inf),
+        "ema": (settings.ema, 0.0, 1.0),
+    }
+    for name, (value, low, below) in ranges.items():
+        if not low <= value < below:
+            upper = f" and below {below:g}" if below < math.inf else ""
+            raise ConfigError(f"{name} = {value:g}: must be at least {low:g}{upper}")
+    if settings.pixel_size_um is not None and not 0 < settings.pixel_size_um[0] <= settings.pixel_size_um[1]:
+        raise ConfigError(f"pixel_size_um = {list(settings.pixel_size_um)}: must be a range above 0")
     if not settings.sources and not settings.pairs and settings.procedural.share <= 0:
         raise ConfigError("nothing to train on: name [[sources]] or [[pairs]], or give [procedural] a share")
     if settings.procedural.share > 0 and not settings.procedural.images:

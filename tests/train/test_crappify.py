@@ -556,9 +556,10 @@ def test_strength_and_file_are_obeyed(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(to_toml(recipe))
     for strength, dose in ((0, 200), (1, 20)):
         options = ("--preset", tmp_path / "mine.toml", "--scale", 2, "--strength", strength)
-        code, said = crappify(tmp_path / "good.png", tmp_path / "raw.png", *options)
+        target = tmp_path / f"raw{strength}.png"
+        code, said = crappify(tmp_path / "good.png", target, *options)
         assert code == 0, said
-        with Image.open(tmp_path / "raw.png") as image:
+        with Image.open(target) as image:
             raw = np.asarray(image)
         assert raw.dtype == np.uint8
         assert np.var(raw / 255) == pytest.approx(0.5 / dose, rel=0.05)
@@ -575,8 +576,10 @@ def test_the_presets_are_listed() -> None:
     [
         (("{in}", "{dir}/out.jpg"), ".png"),
         (("{in}", "{dir}/out.png"), "3 images"),
-        (("{in}", "{dir}/none/out.tif"), "No such file"),
-        (("{in}", "{in}"), "source itself"),
+        (("{in}", "{dir}/none/out.tif"), "a folder that exists"),
+        (("{in}", "{in}"), "good.tif exists"),
+        (("{in}", "{dir}/out.tif", "--preview", "{in}"), "good.tif exists"),
+        (("{in}", "{dir}/out.tif", "--range", "5", "1"), "range"),
         (("{dir}/none.tif", "{dir}/out.tif"), "none.tif"),
         (("{in}", "{dir}/out.tif", "--preset", "nope"), "em-low-dose"),
         (("{in}", "{dir}/out.tif", "--preview", "{dir}/none/sheet.png"), "sheet.png"),

@@ -97,6 +97,9 @@ def test_noisy_frames_alone_make_a_denoiser_that_the_engine_runs(
     model = fit(settings, [stack], tmp_path, console=QUIET)
     engine = load_engine(str(model), precision="float32")
     assert engine.info.scale == 1
+    card = (tmp_path / "tiny.md").read_text()
+    assert "against noisy pixels" in card
+    assert ("SSIM" in card) == (task == "noise2noise"), "blind spots are alone among known pixels"
     truth = scene(7)
     raw = noisy(truth, 99)
     (restored,) = engine.upscale([raw])
@@ -231,6 +234,7 @@ def test_several_processes_train_one_model(stack: Path, tmp_path: Path) -> None:
         'id = "several"\npatch = 16\nbatch = 2\nsteps = 4\nvalidate_every = 2\nthreads = 1\namp = "off"\n'
         '[network]\nscale = 2\nwidths = [8, 12]\n[[sources]]\nname = "discs"\nfiles = "*.tif"\n'
         'stack = true\n[split]\nby = "region"\nfraction = 0.3\nguard_planes = 1\n'
+        "[procedural]\nimages = 2\nsize = 48\nshare = 0.5\n"  # which both render into one folder
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
     command += ["--rdzv-endpoint=127.0.0.1:0", "-m", "live_sr", "train", str(config)]
