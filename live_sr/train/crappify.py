@@ -201,7 +201,6 @@ class Blur(Step, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="blu
 
 
 Method = Literal["area", "point", "binning", "linear", "antialiased"]
-METHODS: tuple[Method, ...] = typing.get_args(Method)
 
 
 class Undersample(Step, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="undersample"):
@@ -653,30 +652,6 @@ class Crappifier(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True
         Milder is nearer to what changes nothing: no blur, many electrons, gain 1. Shares stay.
         """
         return msgspec.structs.replace(self, steps=tuple(_pinned(step, strength) for step in self.steps))
-
-    def with_dose(self, dose: float, read_noise: float | None = None) -> Crappifier:
-        """The same steps with the dose pinned for all images, and the read noise if it is given.
-
-        A detector is put behind the dose where there is none to carry the read noise.
-
-        Raises
-        ------
-        ConfigError
-            When no step counts electrons or photons.
-        """
-        steps: list[AnyStep] = []
-        for step in self.steps:
-            if isinstance(step, Dose):
-                step = msgspec.structs.replace(step, counts=(dose, dose), share=1.0)
-            elif isinstance(step, Detector) and read_noise is not None:
-                step = msgspec.structs.replace(step, read_noise=(read_noise, read_noise), share=1.0)
-            steps.append(step)
-        doses = [i for i, step in enumerate(steps) if isinstance(step, Dose)]
-        if not doses:
-            raise ConfigError(f"crappifier {self.id!r} has no step 'dose': its dose cannot be set to {dose:g}")
-        if read_noise is not None and not any(isinstance(step, Detector) for step in steps):
-            steps.insert(doses[-1] + 1, Detector(read_noise=(read_noise, read_noise)))
-        return msgspec.structs.replace(self, steps=tuple(steps))
 
 
 def presets() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ from live_sr.train.pools import Pool, load_pools
 from live_sr.train.procedural import render_pool
 from live_sr.train.settings import TrainSettings
 from live_sr.train.split import Split, split_pools
+
+log = logging.getLogger(__name__)
 
 VALIDATION_EDGE = 512  # pixels of the truth: the middle of each validation image
 VALIDATION_MOST = 16  # images from each file or source
@@ -103,6 +106,7 @@ def gather(settings: TrainSettings, data: Sequence[Path], *, cache: Path) -> Exa
         )
         # planes of a file are taken as neighbours, as far as the network asks for any
         held_out = [Pool(f.name, 1.0, list(f.images), True, list(f.places)) for f in judged]
+        pools, files = _without_copies(pools, files, judged, "is validated on")
     elif settings.split is not None and pools:
         pools, held_out = split_pools(pools, settings.split)
     if settings.task == "restore":
@@ -136,6 +140,8 @@ def _restoring(
         pairs, pair_files = load_pairs(settings.pairs, data, network.scale, settings.validation, shelf)
         several = len({pair.place.sha256 for pair in pairs}) > 1
         pairs, judged_pairs = split_pairs(pairs, settings.split or Split(by="file" if several else "region"))
+        pools, files = _without_copies(pools, files, pair_files, "belongs to a pair")
+        held_out, _ = _without_copies(held_out, [], pair_files, "belongs to a pair")
         files = [*files, *pair_files]
     if not held_out and not judged_pairs:
         if settings.procedural.share <= 0:
@@ -150,7 +156,8 @@ def _restoring(
     if pairs:
         paired = Paired(PairCrops(pairs, settings.patch, network.scale, settings.augment))
         draw = Mixed(paired, draw, settings.pairs_share) if draw is not None else paired
-    assert draw is not None, "settings without anything to learn from are refused"
+    if draw is None:
+        raise InputError("nothing to learn from: every image is validated on, add others")
 
     judge = evaluation_crappifier(settings.validation_dose, settings.validation_read_noise)
     generator = torch.Generator().manual_seed(settings.seed)
@@ -188,6 +195,18 @@ def _denoising(
         for i in range(VALIDATION_MOST)
     ]
     return Examples(draw, validation, files, judged)
+
+
+def _without_copies(
+    pools: list[Pool], files: list[File], others: Sequence[File], why: str
+) -> tuple[list[Pool], list[File]]:
+    """Pools and files without what `others` hold, whatever it is called: no image is on both sides."""
+    known = {file.sha256 for file in others}
+    copies = [file.name for file in files if file.sha256 in known]
+    if copies:
+        log.warning("left out, because its content %s under another name: %s", why, ", ".join(copies))
+    kept = [pool.take([i for i, p in enumerate(pool.places) if p.sha256 not in known]) for pool in pools]
+    return [pool for pool in kept if pool.images], [file for file in files if file.sha256 not in known]
 
 
 def _middles(pool: Pool, scale: int, frames: int) -> list[Tensor]:

@@ -422,25 +422,6 @@ def test_strengths_run_from_the_mildest_to_the_harshest_end() -> None:
     np.testing.assert_allclose(middle.counts, 100.0)
 
 
-def test_a_pinned_dose_is_what_every_image_gets() -> None:
-    pinned = load_crappifier("em-low-dose").with_dose(40.0, 0.02)
-    (dose,) = (s for s in pinned.steps if isinstance(s, Dose))
-    (detector,) = (s for s in pinned.steps if isinstance(s, Detector))
-    assert (dose.counts, detector.read_noise) == ((40.0, 40.0), (0.02, 0.02))
-    raw = without(pinned, LineDropout, Charging, Contrast)(torch.full((8, 1, 400, 400), 0.5), 4, seeded())
-    assert float(raw.var()) == pytest.approx(0.5 / 40 + 0.02**2, rel=0.03)
-
-
-def test_a_detector_is_added_to_carry_the_read_noise() -> None:
-    kinds = [type(step) for step in load_crappifier("pssr2").with_dose(40.0, 0.02).steps]
-    assert kinds == [Undersample, Quantise, Dose, Detector, Quantise]
-
-
-def test_a_crappifier_without_a_dose_refuses_one() -> None:
-    with pytest.raises(ConfigError, match="pssr-em"):
-        load_crappifier("pssr-em").with_dose(40.0)
-
-
 # TOML and words
 
 

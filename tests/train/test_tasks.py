@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -165,6 +166,19 @@ def test_files_of_pairs_are_no_good_images_and_validation_keeps_out_of_pairs(tmp
         *("high/0.tif", "high/1.tif", "low/0.tif", "low/1.tif"),
     ], "each file once, as what it is"
     assert [f.name for f in examples.judged] == ["good2.tif"]
+
+
+def test_a_copy_under_another_name_is_on_one_side_only(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for n, name in enumerate(("a", "b", "judged")):
+        tifffile.imwrite(tmp_path / f"{name}.tif", noisy(scene(n), n))
+    shutil.copy(tmp_path / "judged.tif", tmp_path / "copy.tif")
+    source = Source(name="all", files="*.tif")
+    settings = msgspec.structs.replace(TINY, sources=(source,), validation=("judged.tif",), split=None)
+    examples = gather(settings, [tmp_path], cache=tmp_path)
+    assert [f.name for f in examples.files] == ["a.tif", "b.tif"]
+    assert "validated on under another name: copy.tif" in caplog.text
 
 
 def test_a_critic_trains_along_and_resumes(stack: Path, tmp_path: Path) -> None:
