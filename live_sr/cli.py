@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import sys
 import uuid
 from collections.abc import Callable, Sequence
@@ -308,6 +309,10 @@ def evaluate(
     pixel_size_nm: Annotated[
         float | None, typer.Option(help="Of the high-resolution images that do not say, nanometres.")
     ] = None,
+    channel: Annotated[int | None, typer.Option(help="Of files that have several, from 0.")] = None,
+    value_range: Annotated[
+        tuple[float, float] | None, typer.Option("--range", help="Grey values of black and white.")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers to this file.")] = None,
     report: Annotated[
         Path | None, typer.Option(help="Write a page with pictures and curves to this file.")
@@ -321,8 +326,11 @@ def evaluate(
     from live_sr.train.baselines import available_baselines
     from live_sr.train.evaluate import DOSE, QUICK
     from live_sr.train.evaluate import evaluate as run_evaluate
-    from live_sr.train.report import HEADINGS, cells, title, write_report
+    from live_sr.train.report import HEADINGS, cells, page, title
 
+    for path in (json_file, report):
+        if path is not None:
+            _check_folder(path)
     engine = load_engine(model)
     wanted = tuple(baselines or QUICK)
     with _bar("evaluating") as progress:
@@ -335,6 +343,8 @@ def evaluate(
             baselines=available_baselines() if "all" in wanted else wanted,
             planes=planes,
             pixel_size_nm=pixel_size_nm,
+            channel=channel,
+            value_range=value_range,
             progress=progress,
         )
     console = Console()
@@ -350,9 +360,9 @@ def evaluate(
         f"{result.model} ({result.model_sha256[:12]}), read noise {read_noise:.4f} of full scale, seed {seed}"
     )
     if json_file is not None:
-        json_file.write_text(json.dumps(result.as_dict(), indent=1) + "\n")
+        _write(json_file, (json.dumps(result.as_dict(), indent=1) + "\n").encode())
     if report is not None:
-        write_report(result, report)
+        _write(report, page(result).encode())
 
 
 class _AppliesByDefault(TyperGroup):
@@ -383,6 +393,10 @@ def crappify(
     strength: Annotated[
         float | None, typer.Option(min=0, max=1, help="0 mildest, 1 harshest; by default each image draws.")
     ] = None,
+    channel: Annotated[int | None, typer.Option(help="Of files that have several, from 0.")] = None,
+    value_range: Annotated[
+        tuple[float, float] | None, typer.Option("--range", help="Grey values of black and white.")
+    ] = None,
     preview: Annotated[Path | None, typer.Option(help="Also draw a PNG of all strengths.")] = None,
 ) -> None:
     """Degrade an image or a stack (the word apply may be left out)."""
@@ -391,14 +405,18 @@ def crappify(
     from live_sr.train import crappify as c
     from live_sr.train.files import read_images, to_unit
 
+    for path in (target, preview):
+        if path is None:
+            continue
+        if path.exists():
+            raise InputError(f"{path} exists: choose another name, nothing is overwritten")
+        _check_folder(path)
     crappifier = c.load_crappifier(preset)
-    planes = read_images(source)
+    planes = read_images(source, channel=channel, value_range=value_range)
     if target.suffix.lower() not in (".tif", ".tiff", ".png"):
         raise InputError(f"cannot write {target}: give a file that ends in .tif or .png")
     if target.suffix.lower() == ".png" and len(planes) > 1:
         raise InputError(f"{source} holds {len(planes)} images and a PNG one: give a target that ends in .tif")
-    if target.exists() and target.samefile(source):
-        raise InputError(f"{target} is the source itself: give another target")
     applied = crappifier if strength is None else crappifier.at(strength)
     print(c.describe(applied))
     generator = torch.Generator().manual_seed(seed)
@@ -412,10 +430,7 @@ def crappify(
     if preview is not None:
         some = sorted({0, len(planes) // 2, len(planes) - 1})
         sheet = c.preview([to_unit(planes[i]) for i in some], crappifier, scale, seed)
-        try:
-            preview.write_bytes(sheet)
-        except OSError as e:
-            raise InputError(f"cannot write {preview}: {e.strerror}") from e
+        _write(preview, sheet)
         print(f"{preview}: all strengths")
 
 
@@ -425,6 +440,10 @@ def crappify_fit(
     high: Annotated[Path, typer.Option(help="Folder of good images of the same kind; other places will do.")],
     scale: Annotated[int, typer.Option(min=1, max=16, help="Pixels of the good images along a raw pixel.")] = 4,
     out: Annotated[Path, typer.Option(help="Crappifier to write, TOML.")] = Path("fitted.toml"),
+    channel: Annotated[int | None, typer.Option(help="Of files that have several, from 0.")] = None,
+    value_range: Annotated[
+        tuple[float, float] | None, typer.Option("--range", help="Grey values of black and white.")
+    ] = None,
     preview: Annotated[Path | None, typer.Option(help="Also draw real and fitted frames to this PNG.")] = None,
 ) -> None:
     """Find the crappifier that makes good images look like your low-dose frames; no aligned pairs needed."""
@@ -433,7 +452,16 @@ def crappify_fit(
     for path in (out, preview):
         if path is not None and path.exists():
             raise InputError(f"{path} exists: choose another name, nothing is overwritten")
-    run_fit(low, high, scale=scale, out=out, picture=preview, console=Console())
+    run_fit(
+        low,
+        high,
+        scale=scale,
+        out=out,
+        picture=preview,
+        console=Console(),
+        channel=channel,
+        value_range=value_range,
+    )
 
 
 @partial(command, group=crappifiers)
@@ -549,6 +577,19 @@ def models_export(
 
     export_model(name, out, authors=author or ())
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, tested")
+
+
+def _check_folder(path: Path) -> None:
+    """Refuse, before any work, a file that could not be written after it."""
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise InputError(f"cannot write {path}: give a file in a folder that exists and that you may write to")
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.write_bytes(content)
+    except OSError as e:
+        raise InputError(f"cannot write {path}: {e.strerror}") from e
 
 
 def _shape(text: str) -> tuple[int, int]:

@@ -54,6 +54,29 @@ class UpscalerInfo:
     holes: bool = False
 
 
+def pixel_size_doubt(model: str, valid: tuple[float, float] | None, size_um: float | None) -> str | None:
+    """What to tell whoever gives frames of this raw pixel size to a model; None when all is well.
+
+    Parameters
+    ----------
+    valid : (float, float) or None
+        Raw pixel sizes that the model was trained for, micrometres.
+    size_um : float or None
+        None, or 0 as Micro-Manager has it, where it is not known.
+    """
+    if valid is None:
+        return None
+    low, high = valid
+    if not size_um:
+        return f"the pixel size is unknown: {model} is for {low:g} to {high:g} µm; define a pixel size"
+    if low <= size_um <= high:
+        return None
+    return (
+        f"the pixel size is {size_um:g} µm, {model} was trained for {low:g} to {high:g} µm: "
+        "judge its results with care"
+    )
+
+
 @runtime_checkable
 class Upscaler(Protocol):
     """Restores frames. One thread calls it at a time."""

@@ -108,6 +108,20 @@ def test_the_volume_has_raws_axes_and_every_frame_at_its_place(
     assert not list(tmp_path.glob("*rescued*"))
 
 
+def test_a_hardware_timed_burst_adds_up_whatever_the_camera_lost(mmc: CMMCorePlus, tmp_path: Path) -> None:
+    raw, sr_path = paths(tmp_path)
+    mmc.mda.engine.use_hardware_sequencing = True  # type: ignore[union-attr]
+    with serving() as server, LiveSR(server.address, save=sr_path) as sr:
+        sr.attach(mmc)
+        mmc.run_mda(frames(100), output=raw, block=True)
+    assert sr.report is not None
+    counts = sr.report.counts
+    assert counts.acquired + counts.skipped == 100
+    assert counts.acquired >= 90, "a burst, not single exposures"
+    assert_clean(sr.report, counts.acquired)
+    assert_restored(raw, sr_path, frames=counts.acquired)
+
+
 def test_the_volume_opens_in_zarr_and_tensorstore(mmc: CMMCorePlus, tmp_path: Path) -> None:
     raw, sr_path = paths(tmp_path)
     with serving() as server, LiveSR(server.address, save=sr_path) as sr:
@@ -514,7 +528,6 @@ def test_a_cancelled_run_is_complete_as_far_as_it_went(mmc: CMMCorePlus, tmp_pat
 
 def test_a_cancelled_sequence_leaves_the_rest_of_the_volume_empty(mmc: CMMCorePlus, tmp_path: Path) -> None:
     raw, sr_path = paths(tmp_path)
-    mmc.mda.engine.use_hardware_sequencing = False  # type: ignore[union-attr]
     with serving() as server, LiveSR(server.address, save=sr_path) as sr:
         sr.attach(mmc)
         mmc.mda.events.frameReady.connect(lambda img, event: event.index["t"] == 3 and mmc.mda.cancel())

@@ -46,12 +46,6 @@ from test_end_to_end import Faulty, assert_clean, frames, nobody, paths
 pytestmark = [pytest.mark.filterwarnings("ignore:Multi-camera acquisition combined:UserWarning")]
 
 
-@pytest.fixture(autouse=True)
-def software_timed(mmc: CMMCorePlus) -> None:
-    """On a busy machine the demo camera's bursts overrun, and frames fail to come."""
-    mmc.mda.engine.use_hardware_sequencing = False  # type: ignore[union-attr]
-
-
 # Along which axis the neighbours lie; None where nobody knows what lies beside a frame, or there is no axis.
 AXES: dict[str, str | None] = {
     **dict.fromkeys(SEQUENCES, "t"),
@@ -135,6 +129,8 @@ def test_each_frame_is_restored_with_its_neighbours_and_no_others(
         acquired = sr.counts.acquired
         report = sr.close()
     assert_clean(report, acquired)
+    with VolumeReader(raw) as reader:
+        assert reader.mixed == sr._runs[0].plan.mixed
     assert any("restored from itself alone" in text for text in report.warnings) == (AXES[name] is None)
     assert_restored(raw, sr_path, AXES[name], 3)
     assert_same_offline(raw, sr_path, model)
@@ -234,6 +230,20 @@ def test_a_cancelled_run_ends_with_the_frames_that_are_there(mmc: CMMCorePlus, t
     assert sr.report is not None
     assert_clean(sr.report, 4)
     assert_same_offline(raw, sr_path, model)
+
+
+def test_a_skipped_page_of_an_ome_tiff_is_bridged_as_live(mmc: CMMCorePlus, tmp_path: Path) -> None:
+    raw, sr_path = tmp_path / "raw.ome.tiff", tmp_path / "sr.ome.zarr"
+    mmc.register_mda_engine(Faulty(mmc, {2: SkipEvent()}))
+    model = Bilinear(SCALE, frames=3)
+    with serving(model) as server, LiveSR(server.address, save=sr_path) as sr:
+        assert sr.wait_ready(WAIT_S)
+        sr.attach(mmc)
+        mmc.run_mda(frames(5), output=raw, block=True)
+    enhance(raw, tmp_path / "offline.ome.zarr", model)
+    with VolumeReader(sr_path) as live, VolumeReader(tmp_path / "offline.ome.zarr") as later:
+        for t in (0, 1, 3, 4):
+            np.testing.assert_array_equal(live.read({"t": t}), later.read({"t": t}), err_msg=str(t))
 
 
 # --------------------------------------------------------------------------------- late
@@ -405,6 +415,23 @@ def test_a_stack_of_pages_is_of_what_the_model_was_trained_on(
     for i, pixels in enumerate(tifffile.imread(tmp_path / "out.tif")):
         stack = raw[[max(i - 1, 0), i, min(i + 1, 3)]]
         np.testing.assert_array_equal(pixels, bilinear(stack, SCALE), err_msg=str(i))
+
+
+def test_black_and_damaged_pages_are_nobodys_neighbours(tmp_path: Path) -> None:
+    """Writers leave black frames out, and fill with black what was skipped: neither is what lies beside."""
+    raw = np.random.default_rng(0).integers(1, 4096, (6, 16, 16), dtype=np.uint16)
+    raw[1] = 0
+    path, sr_path = tmp_path / "in.tif", tmp_path / "out.ome.zarr"
+    tifffile.imwrite(path, raw, photometric="minisblack", compression="zlib")
+    with tifffile.TiffFile(path) as file:
+        at = file.pages[4].dataoffsets[0]  # type: ignore[union-attr]
+    data = bytearray(path.read_bytes())
+    data[at : at + 40] = bytes(40)
+    path.write_bytes(data)
+    report = enhance(path, sr_path, Bilinear(SCALE, frames=3))
+    assert (report.written, report.failed) == (5, 1)
+    used = {e.index["q"]: (e.used or {}).get("q") for e in journal.read(journal_path(sr_path)).frames.values()}
+    assert used == {0: (0, 0, 0), 1: (0, 1, 2), 2: (2, 2, 3), 3: (2, 3, 3), 4: None, 5: (5, 5, 5)}
 
 
 def test_a_single_image_stands_for_its_neighbours(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

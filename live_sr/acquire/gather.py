@@ -104,12 +104,6 @@ class Gatherer:
         """Along which the neighbours lie; None for a single-frame model, and where the run has no such axis."""
         return self._axis
 
-    @property
-    def waiting(self) -> int:
-        """Frames that wait for neighbours."""
-        with self._lock:
-            return sum(len(series.waiting) for series in self._series.values())
-
     # ---------------------------------------------------------------- links' threads
 
     def learn(self, frames: FrameCount, neighbours: Neighbours) -> None:

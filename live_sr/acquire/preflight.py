@@ -12,6 +12,7 @@ from live_sr.client.link import LinkStatus
 from live_sr.errors import StoreError
 from live_sr.frame import DTYPES
 from live_sr.neighbours import axis_of
+from live_sr.upscaler import pixel_size_doubt
 from live_sr.wire.messages import ModelInfo
 
 LATE_S = 1.0  # results that come later than that are missed by somebody who watches
@@ -82,18 +83,8 @@ def doubts(plan: Plan, model: ModelInfo | None, servers: Sequence[LinkStatus]) -
     if not any(s.state == "ready" for s in servers):
         where = ", ".join(f"{s.address} ({s.detail})" for s in servers)
         found.append(f"no server is ready yet: {where}. Raw is stored; frames are finished when one is")
-    if model is not None and (valid := model.pixel_size_um) is not None:
-        low, high = valid
-        size = plan.pixel_size_um
-        if size <= 0:
-            found.append(
-                f"the pixel size is unknown: {model.id} is for {low:g} to {high:g} µm; define a pixel size"
-            )
-        elif not low <= size <= high:
-            found.append(
-                f"the pixel size is {size:g} µm, {model.id} was trained for {low:g} to {high:g} µm: "
-                "judge its results with care"
-            )
+    if model is not None and (doubt := pixel_size_doubt(model.id, model.pixel_size_um, plan.pixel_size_um)):
+        found.append(doubt)
     if model is not None and model.look_ahead:
         found += _look_ahead(plan, model)
     return found

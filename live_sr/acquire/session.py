@@ -64,6 +64,9 @@ OnRawFailure = Literal["cancel", "continue"]
 class LiveSR:
     """Super-resolves the frames of a pymmcore-plus core while they are acquired.
 
+    With a model that sees several frames at once a frame comes out when those after it are in that the model
+    looks ahead to; ``meta["live_sr"]`` says which frames were used, and its latency includes the waiting.
+
     Parameters
     ----------
     address : str or sequence of str

@@ -27,7 +27,7 @@ from live_sr.client.volume import VolumeLayout
 from live_sr.errors import InputError, RemoteError, StoreError
 from live_sr.frame import Pixels
 from live_sr.holes import Missing, enlarged, fillable
-from live_sr.upscaler import HoleFiller, Upscaler
+from live_sr.upscaler import HoleFiller, Upscaler, pixel_size_doubt
 
 log = logging.getLogger("live_sr")
 Progress = Callable[[int, int], None]
@@ -163,6 +163,8 @@ def enhance(
             raise InputError(f"nothing can be filled in {source}: {stacks.why_alone}")
         if info.frames > 1 and stacks.axis is None and report.frames > 1:
             log.warning("%s; each frame is restored from itself alone", stacks.why_alone)
+        if doubt := pixel_size_doubt(info.id, info.pixel_size_um, planes.layout.pixel_size_um):
+            log.warning("%s: %s", source, doubt)
         mark, tell = mark_path(target) if filling else None, progress or (lambda done, frames: None)
         job = _Job(stacks, source, target, upscaler, mark, fill, report, tell)
         if format_of(target) == "zarr":

@@ -23,7 +23,16 @@ import tifffile
 from numpy.typing import NDArray
 
 from live_sr.client.journal import journal_path
-from live_sr.client.volume import Axis, AxisType, Position, VolumeLayout, VolumeReader, Window, mixed_up
+from live_sr.client.volume import (
+    MICROMETRES,
+    Axis,
+    AxisType,
+    Position,
+    VolumeLayout,
+    VolumeReader,
+    Window,
+    mixed_up,
+)
 from live_sr.errors import InputError, LiveSRError, StoreError
 from live_sr.frame import DTYPES, Pixels
 
@@ -60,7 +69,6 @@ UNITS = {
     "h": "hour",
 }
 SYMBOLS = {name: symbol for symbol, name in reversed(UNITS.items()) if symbol != "\\u00B5m"}
-CM = {"angstrom": 1e-8, "nanometer": 1e-7, "micrometer": 1e-4, "millimeter": 0.1, "centimeter": 1, "meter": 100}
 PAGES = ("i", "q")  # tifffile's names for pages of which the file does not say what they are
 AXIS_TYPES: dict[str, AxisType] = {"t": "time", "c": "channel", "z": "space"}
 
@@ -573,9 +581,13 @@ def _ome_axis(axis: Axis, layout: VolumeLayout) -> str:
 def _resolution(frame_axes: tuple[Axis, Axis]) -> dict[str, Any]:
     """Pixels per centimetre, the finest unit that TIFF has."""
     y, x = frame_axes
-    if not (y.unit and y.scale and x.unit and x.scale) or y.unit not in CM or x.unit not in CM:
+    if (
+        not (y.unit and y.scale and x.unit and x.scale)
+        or y.unit not in MICROMETRES
+        or x.unit not in MICROMETRES
+    ):
         return {}
-    per_cm = (1 / (x.scale * CM[x.unit]), 1 / (y.scale * CM[y.unit]))
+    per_cm = (1e4 / (x.scale * MICROMETRES[x.unit]), 1e4 / (y.scale * MICROMETRES[y.unit]))
     return {"resolution": per_cm, "resolutionunit": "CENTIMETER"}
 
 

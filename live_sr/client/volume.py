@@ -29,6 +29,14 @@ AxisType = Literal["time", "channel", "space", "other"]
 Window = tuple[slice, slice]
 """Rows and columns of a plane, both with a start and a stop within it and without a step."""
 
+MICROMETRES = {
+    "angstrom": 1e-4,
+    "nanometer": 1e-3,
+    "micrometer": 1.0,
+    "millimeter": 1e3,
+    "centimeter": 1e4,
+    "meter": 1e6,
+}
 POSITION = "p"  # useq's and ome-writers' key for the stage position; never an axis of an array
 
 
@@ -142,6 +150,12 @@ class VolumeLayout:
         if None in sizes:
             return None
         return math.prod(cast("list[int]", sizes)) * max(len(self.positions), 1)
+
+    @property
+    def pixel_size_um(self) -> float | None:
+        """Of the frames, along x; None where it or its unit is unknown."""
+        x = self.axes[-1]
+        return x.scale * MICROMETRES[x.unit] if x.scale and x.unit in MICROMETRES else None
 
     def scaled(self, scale: int) -> VolumeLayout:
         """The layout of this volume's super-resolved counterpart, which overlays it in any viewer.

@@ -20,7 +20,16 @@ from live_sr.config import load as load_settings
 from live_sr.errors import InputError, ModelError
 from live_sr.model import artifact
 from live_sr.model.artifact import METADATA, Artifact
-from live_sr.model.foreign import GreyLevels, Sidecar, adopt, install, read_torchscript
+from live_sr.model.foreign import (
+    GreyLevels,
+    Sidecar,
+    adopt,
+    check,
+    decode_record,
+    install,
+    read_torchscript,
+    try_out,
+)
 from live_sr.model.unet import NetworkSettings, SuperResolver
 
 PACKAGES = (".zip", ".yaml", ".yml")
@@ -52,7 +61,11 @@ def list_models() -> list[Entry]:
 
 def card(model: Artifact) -> str:
     """The model card beside the file; empty when there is none."""
-    path = model.path.with_suffix(".md")
+    return _card(model.path)
+
+
+def _card(model: Path) -> str:
+    path = model.with_suffix(".md")
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
@@ -62,7 +75,8 @@ def import_model(source: Path, *, sidecar: Path | None = None, name: str = "") -
     Parameters
     ----------
     source : Path
-        A bioimage.io package (zip, folder or its yaml), or a TorchScript file.
+        A bioimage.io package (zip, folder or its yaml), a model file of live-sr's own, or another TorchScript
+        file.
     sidecar : Path, optional
         TOML settings of a TorchScript file, see :class:`~live_sr.model.foreign.Sidecar`.
     name : str
@@ -84,14 +98,22 @@ def import_model(source: Path, *, sidecar: Path | None = None, name: str = "") -
 
         module, record, text = read_package(source, name)
         return install(module, record, card=text)
+    data = source.read_bytes()
+    network, own = read_torchscript(data, str(source))
+    if own:
+        if sidecar is not None:
+            raise InputError(f"{source} describes itself: leave --sidecar out")
+        record = decode_record(own, str(source))
+        renamed = bool(name) and name != record.id
+        record = msgspec.structs.replace(record, id=name or record.id)
+        check(record, str(source))
+        try_out(network, record.scale, str(source), frames=record.frames)
+        return install(network, record, card=_card(source), file=None if renamed else data)
     if sidecar is None:
         raise InputError(
             f"{source} does not say what it is: describe it in a TOML file and give that as --sidecar"
         )
     settings = load_settings(sidecar, Sidecar)
-    network, own = read_torchscript(source.read_bytes(), str(source))
-    if own:
-        raise ModelError(f"{source} is a live-sr model already: serve it with --model {source}")
     module, record = adopt(
         network,
         msgspec.structs.replace(settings, id=name or settings.id),

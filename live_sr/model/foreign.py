@@ -309,15 +309,20 @@ def adopt(
     return module, record
 
 
-def try_out(module: torch.jit.ScriptModule, scale: int, where: str) -> float:
+def try_out(module: torch.jit.ScriptModule, scale: int, where: str, *, frames: int = 1) -> float:
     """Run one frame; return the thousand multiply-accumulates per output pixel.
+
+    Parameters
+    ----------
+    frames : int
+        That the network sees at once.
 
     Raises
     ------
     ModelError
         When the network does not take one channel, gives another size, or values that are not finite.
     """
-    frame = low_dose_frame(CHECKED_EDGE)
+    frame = low_dose_frame(CHECKED_EDGE, frames)
     try:
         with torch.inference_mode(), FlopCounterMode(display=False) as counter:
             out = cast("Tensor", module(frame))
@@ -363,8 +368,15 @@ def check(sidecar: Sidecar | ModelRecord, where: str) -> None:
             raise ModelError(f"{where} cannot be used: {problem}")
 
 
-def install(module: torch.jit.ScriptModule, record: ModelRecord, *, card: str = "") -> Path:
+def install(
+    module: torch.jit.ScriptModule, record: ModelRecord, *, card: str = "", file: bytes | None = None
+) -> Path:
     """Write a model into the user's folder, where its id finds it; return the file.
+
+    Parameters
+    ----------
+    file : bytes, optional
+        The model file, where there is one already: its hash is what volumes and servers know it by.
 
     Raises
     ------
@@ -380,7 +392,12 @@ def install(module: torch.jit.ScriptModule, record: ModelRecord, *, card: str = 
         path.parent.mkdir(parents=True, exist_ok=True)
         if card:
             path.with_suffix(".md").write_text(card, encoding="utf-8")
-        artifact.save(module, record, path)
+        if file is None:
+            artifact.save(module, record, path)
+        else:
+            partial = path.with_name(path.name + ".part")
+            partial.write_bytes(file)
+            partial.replace(path)
     except OSError as e:
         raise ModelError(f"cannot write {path} ({e.strerror}): set LIVE_SR_MODELS to a folder you own") from e
     return path

@@ -106,9 +106,11 @@ class NoiseToNoise:
     def __call__(self, n: int, generator: torch.Generator) -> Batch:
         """See :class:`Batches`."""
         frames = self.crops.batch(n, generator)
-        before = torch.rand(n, generator=generator) < 0.5
-        neighbour = torch.where(before[:, None, None, None], frames[:, :1], frames[:, 2:])
-        return Batch(frames[:, 1:2], neighbour)
+        before, frame, after = (frames[:, i : i + 1] for i in range(3))
+        first, last = ((side == frame).flatten(1).all(1) for side in (before, after))
+        # At an end of the stack the frame stands for its neighbour: it would be taught to keep its noise.
+        take_before = ((torch.rand(n, generator=generator) < 0.5) | last) & ~first
+        return Batch(frame, torch.where(take_before[:, None, None, None], before, after))
 
 
 @dataclass(frozen=True)

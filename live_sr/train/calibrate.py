@@ -51,7 +51,7 @@ from live_sr.train.crappify import (
     Undersample,
     to_toml,
 )
-from live_sr.train.files import load_files, to_unit
+from live_sr.train.files import Range, load_files, to_unit
 from live_sr.train.sheet import Row, draw_sheet
 from live_sr.train.statistics import Curves, Float, Measured, Tiles, cut, grey_levels, measure
 
@@ -267,7 +267,17 @@ def fit_crappifier(
     )
 
 
-def run_fit(low: Path, high: Path, *, scale: int, out: Path, picture: Path | None, console: Console) -> Fit:
+def run_fit(
+    low: Path,
+    high: Path,
+    *,
+    scale: int,
+    out: Path,
+    picture: Path | None,
+    console: Console,
+    channel: int | None = None,
+    value_range: Range | None = None,
+) -> Fit:
     """Fit to the images of two folders, print the table, and write the crappifier.
 
     Parameters
@@ -278,6 +288,9 @@ def run_fit(low: Path, high: Path, *, scale: int, out: Path, picture: Path | Non
         TOML file to write; its name becomes the crappifier's id.
     picture : Path or None
         PNG file to write.
+    channel, value_range
+        Of both folders, see :func:`live_sr.train.files.load_file`. Electrons and noise are fractions of full
+        scale: give the range that the training will be given.
 
     Raises
     ------
@@ -287,7 +300,7 @@ def run_fit(low: Path, high: Path, *, scale: int, out: Path, picture: Path | Non
     frames, images = (
         [
             image[0 : image.shape[0], 0 : image.shape[1]]
-            for file in load_files([folder], ["*"])
+            for file in load_files([folder], ["*"], channel=channel, value_range=value_range)
             for image in file.images
         ]
         for folder in (low, high)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import re
 import tomllib
 import typing
 from abc import abstractmethod
@@ -21,6 +22,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
+import tomli_w
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -36,6 +38,7 @@ BLUR_REACH = 3  # Gaussian kernels end at three sigma: 0.3 % of the weight is be
 VARIANCE_REACH = 4  # four where the published recipe ends there (scikit-image's default)
 DISTORTION_KNOTS = 5  # along each axis: the scan bends two or three times within a frame
 EDGE_FLOOR = 1e-3  # weight of a flat pixel beside that of an edge, squared step: streaks also start nowhere
+NUMBERS = re.compile(r"\[\n((?:    [-+.\w]+,\n)+)\]")  # as the library writes them, one a line
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 PREVIEW_EDGE = 256  # pixels of the truth: whole raw pixels stay visible beside it
 
@@ -198,7 +201,6 @@ class Blur(Step, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="blu
 
 
 Method = Literal["area", "point", "binning", "linear", "antialiased"]
-METHODS: tuple[Method, ...] = typing.get_args(Method)
 
 
 class Undersample(Step, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="undersample"):
@@ -449,13 +451,13 @@ class LineDropout(Step, frozen=True, forbid_unknown_fields=True, kw_only=True, t
         b, c, rows, cols = x.shape
         u = torch.rand((b, c, rows // pitch, 1), generator=generator, device=x.device)
         lost = self.draw("lost", x, generator)
-        black, repeated = u < lost * (1 - self.repeat), u < lost
+        black = u < lost * (1 - self.repeat)
         line = torch.arange(rows // pitch, device=x.device).view(1, 1, -1, 1)
-        source = torch.where(repeated & ~black, 0, line).cummax(2).values
+        source = torch.where(u < lost, 0, line).cummax(2).values  # of the good ones, the last
         within = torch.arange(rows, device=x.device).view(1, 1, -1, 1) % pitch
         source = source.repeat_interleave(pitch, 2) * pitch + within
-        x = x.masked_fill(black.repeat_interleave(pitch, 2), 0.0)
-        return x.gather(2, source.expand(b, c, rows, cols))
+        x = x.gather(2, source.expand(b, c, rows, cols))
+        return x.masked_fill(black.repeat_interleave(pitch, 2), 0.0)
 
     def __str__(self) -> str:
         return (
@@ -651,30 +653,6 @@ class Crappifier(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True
         """
         return msgspec.structs.replace(self, steps=tuple(_pinned(step, strength) for step in self.steps))
 
-    def with_dose(self, dose: float, read_noise: float | None = None) -> Crappifier:
-        """The same steps with the dose pinned for all images, and the read noise if it is given.
-
-        A detector is put behind the dose where there is none to carry the read noise.
-
-        Raises
-        ------
-        ConfigError
-            When no step counts electrons or photons.
-        """
-        steps: list[AnyStep] = []
-        for step in self.steps:
-            if isinstance(step, Dose):
-                step = msgspec.structs.replace(step, counts=(dose, dose), share=1.0)
-            elif isinstance(step, Detector) and read_noise is not None:
-                step = msgspec.structs.replace(step, read_noise=(read_noise, read_noise), share=1.0)
-            steps.append(step)
-        doses = [i for i, step in enumerate(steps) if isinstance(step, Dose)]
-        if not doses:
-            raise ConfigError(f"crappifier {self.id!r} has no step 'dose': its dose cannot be set to {dose:g}")
-        if read_noise is not None and not any(isinstance(step, Detector) for step in steps):
-            steps.insert(doses[-1] + 1, Detector(read_noise=(read_noise, read_noise)))
-        return msgspec.structs.replace(self, steps=tuple(steps))
-
 
 def presets() -> list[str]:
     """Names that :func:`load_crappifier` knows."""
@@ -718,7 +696,7 @@ def from_toml(text: str, source: str = "crappifier") -> Crappifier:
             msgspec.convert(step, AnyStep)
         except (msgspec.ValidationError, ConfigError) as e:
             what = str(e).replace("`$.", "`")
-            raise ConfigError(f"crappifier {source}, step {i}, {_toml(step)}: {what}; {_choices(step)}") from e
+            raise ConfigError(f"crappifier {source}, step {i}, {_shown(step)}: {what}; {_choices(step)}") from e
     try:
         return msgspec.convert(content, Crappifier)
     except msgspec.ValidationError as e:
@@ -727,11 +705,14 @@ def from_toml(text: str, source: str = "crappifier") -> Crappifier:
 
 def to_toml(crappifier: Crappifier) -> str:
     """Everything about a crappifier, defaults included, as TOML that :func:`from_toml` reads."""
-    lines = [f"id = {_toml(crappifier.id)}", f"description = {_toml(crappifier.description)}"]
-    for step in crappifier.steps:
-        lines += ["", "[[steps]]", f"step = {_toml(step.name)}"]
-        lines += [f"{field} = {_toml(getattr(step, field))}" for field in step.__struct_fields__]
-    return "\n".join(lines) + "\n"
+    return write_toml(msgspec.to_builtins(crappifier))
+
+
+def write_toml(content: dict[str, Any]) -> str:
+    """TOML for people to edit: numbers that belong together stay on one line."""
+    return NUMBERS.sub(
+        lambda found: f"[{', '.join(found[1].replace(',', '').split())}]", tomli_w.dumps(content)
+    )
 
 
 def describe(crappifier: Crappifier) -> str:
@@ -801,23 +782,6 @@ def preview(images: Sequence[NDArray[np.float32]], crappifier: Crappifier, scale
 
 
 # building blocks
-
-
-def expose(signal: Tensor, dose: Tensor, read_noise: Tensor, generator: torch.Generator) -> Tensor:
-    """Count electrons and read them out: Poisson, then Gaussian, then clipped to the detector's range.
-
-    Parameters
-    ----------
-    signal : (B, C, Y, X) float32 in [0, 1]
-    dose : (B,) float32
-        Electrons per pixel at full scale.
-    read_noise : (B,) float32
-        Standard deviation as a fraction of full scale.
-    """
-    per_image = (-1, 1, 1, 1)
-    electrons = torch.poisson(signal.clamp(0, 1) * dose.view(per_image), generator=generator)
-    noise = _normal(signal, generator) * read_noise.view(per_image)
-    return (electrons / dose.view(per_image) + noise).clamp(0, 1)
 
 
 def beam_blur(x: Tensor, sigma: Tensor, reach_sigmas: int = BLUR_REACH) -> Tensor:
@@ -940,11 +904,8 @@ def _choices(step: object) -> str:
     return f"the steps are {', '.join(kinds)}"
 
 
-def _toml(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{k} = {_toml(v)}" for k, v in value.items()) + " }"
-    if isinstance(value, tuple | list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    if isinstance(value, str):
-        return json.dumps(value).replace("\x7f", "\\u007f")
-    return repr(value)
+def _shown(step: object) -> str:
+    """A step as it was written, on one line."""
+    if not isinstance(step, dict):
+        return json.dumps(step, default=str)
+    return ", ".join(f"{key} = {json.dumps(value, default=str)}" for key, value in step.items())

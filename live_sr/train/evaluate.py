@@ -7,19 +7,21 @@ baselines, at several doses. Trains nothing, loads no model, draws nothing (see 
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
-import tifffile
 
+from live_sr.client.images import open_source
 from live_sr.errors import InputError
-from live_sr.frame import Pixels
+from live_sr.frame import Pixels, stacked
 from live_sr.sim.specimen import Neuropil
 from live_sr.train.baselines import BASELINES, available_baselines, bicubic
-from live_sr.train.files import Float, read_images, to_unit
+from live_sr.train.dataset import neighbours
+from live_sr.train.files import READABLE, Float, Range, read_file, to_unit
 from live_sr.train.metrics import (
     NYQUIST_PX,
     TRUTH_THRESHOLD,
@@ -35,16 +37,19 @@ from live_sr.train.metrics import (
     resolution_one_px,
     ssim,
 )
+from live_sr.train.pools import Pool
 from live_sr.upscaler import Upscaler
 
 DOSE = 40.0  # electrons per raw pixel at full scale: low, but the tissue is still recognised by eye
 READ_NOISE = 4 / 255  # of full scale: four grey levels of an 8-bit detector
+MOST_DOSE = 1e12  # electrons: no detector counts so many, and numpy's Poisson numbers end at 9e18
 EDGE = 512  # pixels of a procedural truth: some thirty neurites
 EVALUATION_SEED = 20_000  # apart from the seeds of training runs, which are small numbers
 MODEL = "live-sr"  # what the model is called among the methods
 QUICK = ("nearest", "bilinear", "bicubic")
 LEAST_TRUTH = 32  # pixels: what one-image Fourier ring correlation needs
 RINGS = np.linspace(0, 0.5, 129)[1:]  # cycles per pixel: where curves of images of all sizes are averaged
+LEAST_ERROR = 1e-12  # mean square: an empty tile may be restored without any
 TILE = 128  # pixels of truth: large enough for a structure, small enough to see its pixels
 WORST = 6  # tiles per dose
 
@@ -203,6 +208,8 @@ def evaluate(
     baselines: Sequence[str] = QUICK,
     planes: int | None = None,
     pixel_size_nm: float | None = None,
+    channel: int | None = None,
+    value_range: Range | None = None,
     progress: Advance | None = None,
 ) -> Evaluation:
     """Degrade good images, restore them with `upscaler` and the baselines, and compare with the truth.
@@ -210,9 +217,11 @@ def evaluate(
     Parameters
     ----------
     upscaler : Upscaler
-        ``info`` names the scale.
+        ``info`` names the scale. One that sees several frames is given each plane of a stack with its
+        neighbours along the stack, every one degraded once; at the ends, and of single images, the nearest
+        plane that there is stands in, as in a live run.
     files : sequence of Path
-        TIFF, OME-TIFF or PNG, uint8 or uint16; every plane of a stack counts as one image.
+        TIFF, OME-TIFF, PNG or OME-Zarr; every plane of a stack counts as one image.
     doses : sequence of float
         Electrons per raw pixel at full scale.
     read_noise : float
@@ -226,6 +235,9 @@ def evaluate(
         Of each file, use this many, evenly spread; all by default.
     pixel_size_nm : float, optional
         Of the truth, for files whose OME metadata do not say.
+    channel, value_range
+        See :func:`live_sr.train.files.load_file`. Doses, noise and errors are fractions of full scale: give the
+        range of 12-bit data, as in training.
     progress : callable, optional
         Called as ``progress(done, total)`` after each image at each dose.
 
@@ -244,13 +256,19 @@ def evaluate(
         raise InputError("nothing to evaluate on: name at least one high-resolution image")
     if planes is not None and planes < 1:
         raise InputError(f"nothing to evaluate on: asked for {planes} planes of each file")
+    frames = upscaler.info.frames
     truths = []
     for n, path in enumerate(files):
-        images = read_images(path)
+        file = read_file(path, channel=channel, value_range=value_range)
+        images = [cast("Pixels", image) for image in file.images]
         used = len(images) if planes is None else min(planes, len(images))
         spread = np.linspace(0, len(images) - 1, used).round().astype(int).tolist()
         size = _pixel_size_nm(path) or pixel_size_nm
-        truths += [_Truth(path.name, n, plane, images[plane], size) for plane in spread]
+        near = neighbours(Pool(path.name, 1.0, list(file.images), True, list(file.places)), frames // 2)
+        truths += [
+            _Truth(path.name, n, plane, images[plane], size, tuple((i, images[i]) for i in near[plane]))
+            for plane in spread
+        ]
     return _evaluate(upscaler, truths, doses, read_noise, seed, baselines, progress)
 
 
@@ -287,7 +305,8 @@ def evaluate_procedural(
         rng = np.random.default_rng([EVALUATION_SEED, n])
         truth = Neuropil.random(rng).render((EDGE, EDGE), pixel_size_um=fine_um)
         pixels = np.rint(truth * 65535).astype(np.uint16)
-        truths.append(_Truth(f"neuropil {n}", n, 0, pixels, fine_um * 1000))
+        around = ((0, pixels),) * upscaler.info.frames
+        truths.append(_Truth(f"neuropil {n}", n, 0, pixels, fine_um * 1000, around))
     return _evaluate(upscaler, truths, doses, read_noise, seed, baselines, progress)
 
 
@@ -337,6 +356,7 @@ class _Truth(NamedTuple):
     plane: int
     pixels: Pixels
     pixel_size_nm: float | None
+    around: tuple[tuple[int, Pixels], ...]  # number and pixels of each frame that the model sees, in order
 
 
 class _Seen(NamedTuple):
@@ -357,20 +377,19 @@ def _evaluate(
     progress: Advance | None,
 ) -> Evaluation:
     info = upscaler.info
-    _check(doses, read_noise, baselines)
+    _check(doses, read_noise, baselines, seed)
     rows, means, examples, worst = [], [], [], []
     for k, dose in enumerate(doses):
         everything: list[_Seen] = []
         tiles: list[Tile] = []
         for n, truth in enumerate(truths):
             image = crop_to_scale(truth.pixels, info.scale)
-            dtype = truth.pixels.dtype.name
-            rng = np.random.default_rng([seed, truth.file, truth.plane, round(dose * 1000)])
-            pair = [
-                simulate(image, info.scale, dose=dose, read_noise=read_noise, dtype=dtype, rng=rng)
-                for _ in range(2)
+            pairs = [
+                _low_dose(pixels, info.scale, dose, read_noise, (seed, truth.file, plane))
+                for plane, pixels in truth.around
             ]
-            restored = _restore(upscaler, pair, baselines)
+            pair = pairs[len(pairs) // 2]
+            restored = _restore(upscaler, pairs, baselines)
             methods = {
                 name: score(first, image, second, info.scale, truth.pixel_size_nm)
                 for name, (first, second) in restored.items()
@@ -401,9 +420,29 @@ def _evaluate(
     )
 
 
-def _check(doses: Sequence[float], read_noise: float, baselines: Sequence[str]) -> None:
-    if not doses or not all(0 < dose < float("inf") for dose in doses):
-        raise InputError(f"doses {list(doses)}: give one or more, each above 0 electrons per raw pixel")
+def _low_dose(
+    pixels: Pixels, scale: int, dose: float, read_noise: float, place: tuple[int, int, int]
+) -> list[Pixels]:
+    """Two frames of one plane with independent noise: the same ones whenever this plane is looked at.
+
+    Parameters
+    ----------
+    place : (int, int, int)
+        Seed, file and plane.
+    """
+    rng = np.random.default_rng([*place, round(dose * 1000)])
+    image, dtype = crop_to_scale(pixels, scale), pixels.dtype.name
+    return [simulate(image, scale, dose=dose, read_noise=read_noise, dtype=dtype, rng=rng) for _ in range(2)]
+
+
+def _check(doses: Sequence[float], read_noise: float, baselines: Sequence[str], seed: int) -> None:
+    if not doses or not all(0 < dose <= MOST_DOSE for dose in doses):
+        raise InputError(
+            f"doses {list(doses)}: give one or more, each above 0 and at most {MOST_DOSE:g} electrons per raw "
+            "pixel"
+        )
+    if seed < 0:
+        raise InputError(f"seed {seed}: give 0 or more")
     if not 0 <= read_noise < float("inf"):
         raise InputError(f"read noise {read_noise}: give a fraction of full scale, 0 or more")
     for name in baselines:
@@ -414,11 +453,13 @@ def _check(doses: Sequence[float], read_noise: float, baselines: Sequence[str]) 
 
 
 def _restore(
-    upscaler: Upscaler, pair: Sequence[Pixels], baselines: Sequence[str]
+    upscaler: Upscaler, pairs: Sequence[Sequence[Pixels]], baselines: Sequence[str]
 ) -> dict[str, tuple[Float, Float]]:
-    scale = upscaler.info.scale
+    """The middle one of `pairs`, twice; the model is shown the others as well."""
+    scale, pair = upscaler.info.scale, pairs[len(pairs) // 2]
     restored = {name: [BASELINES[name](raw, scale) for raw in pair] for name in dict.fromkeys(baselines)}
-    restored[MODEL] = upscaler.upscale(list(pair))
+    given = [stacked(frames) for frames in zip(*pairs, strict=True)] if len(pairs) > 1 else list(pair)
+    restored[MODEL] = upscaler.upscale(given)
     return {name: (to_unit(first), to_unit(second)) for name, (first, second) in restored.items()}
 
 
@@ -524,7 +565,8 @@ def _tiles(
         for x in range(0, image.shape[1] - width + 1, width):
             at = (slice(y, y + height), slice(x, x + width))
             coarse = tuple(slice(s.start // scale, s.stop // scale) for s in at)
-            gain = psnr(restored[MODEL][0][at], image[at]) - psnr(reference[at], image[at])
+            off = [float(np.square(r[at] - image[at]).mean()) for r in (reference, restored[MODEL][0])]
+            gain = 10 * math.log10((off[0] + LEAST_ERROR) / (off[1] + LEAST_ERROR))
             pictures = {
                 method: first[at].copy() for method, (first, _) in restored.items()
             }  # not a view: it would
@@ -541,13 +583,9 @@ def _off_centre(tile: Tile, shape: tuple[int, ...]) -> float:
 
 
 def _pixel_size_nm(path: Path) -> float | None:
-    """Of an OME-TIFF that says so."""
-    if path.suffix.lower() not in (".tif", ".tiff"):
-        return None
-    with tifffile.TiffFile(path) as file:
-        ome = tifffile.xml2dict(file.ome_metadata)["OME"].get("Image", {}) if file.ome_metadata else {}
-    first = ome[0] if isinstance(ome, list) else ome
-    pixels = first.get("Pixels", {})
-    unit = {"m": 1e9, "mm": 1e6, "µm": 1e3, "nm": 1.0, "Å": 0.1}.get(pixels.get("PhysicalSizeXUnit", "µm"))
-    size = pixels.get("PhysicalSizeX")
-    return float(size) * unit if size and unit else None
+    source = open_source(path, dtypes=READABLE)
+    try:
+        size_um = source.layout.pixel_size_um
+    finally:
+        source.close()
+    return 1000 * size_um if size_um else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ from live_sr.train.pools import Pool, load_pools
 from live_sr.train.procedural import render_pool
 from live_sr.train.settings import TrainSettings
 from live_sr.train.split import Split, split_pools
+
+log = logging.getLogger(__name__)
 
 VALIDATION_EDGE = 512  # pixels of the truth: the middle of each validation image
 VALIDATION_MOST = 16  # images from each file or source
@@ -90,15 +93,21 @@ def gather(settings: TrainSettings, data: Sequence[Path], *, cache: Path) -> Exa
         When there are no usable images to learn from or to be judged on.
     """
     shelf = Shelf()
-    pools, files = load_pools(settings.sources, data, settings.validation, shelf)
+    # A pattern such as *.tif also finds the files of pairs. Their raw frames are no good images, and of the
+    # others some are judged on.
+    paired = [pattern for pair in settings.pairs for pattern in (pair.low, pair.high)]
+    pools, files = load_pools(settings.sources, data, (*settings.validation, *paired), shelf)
     held_out: list[Pool] = []
     judged: list[File] = []
     if settings.validation:
         first = settings.sources[0] if settings.sources else None
         channel, value_range = (first.channel, first.range) if first is not None else (None, None)
-        judged = load_files(data, settings.validation, channel=channel, value_range=value_range, shelf=shelf)
+        judged = load_files(
+            data, settings.validation, paired, channel=channel, value_range=value_range, shelf=shelf
+        )
         # planes of a file are taken as neighbours, as far as the network asks for any
         held_out = [Pool(f.name, 1.0, list(f.images), True, list(f.places)) for f in judged]
+        pools, files = _without_copies(pools, files, judged, "is validated on")
     elif settings.split is not None and pools:
         pools, held_out = split_pools(pools, settings.split)
     if settings.task == "restore":
@@ -124,14 +133,16 @@ def _restoring(
 ) -> Examples:
     network = settings.network
     size = settings.patch * network.scale
-    if settings.procedural.share > 0 and network.frames == 1:
+    if settings.procedural.share > 0:
         pools = [*pools, render_pool(settings.procedural, settings.seed, cache)]
     pairs: list[Pair] = []
     judged_pairs: list[Pair] = []
     if settings.pairs:
-        pairs, pair_files = load_pairs(settings.pairs, data, network.scale, shelf=shelf)
+        pairs, pair_files = load_pairs(settings.pairs, data, network.scale, settings.validation, shelf)
         several = len({pair.place.sha256 for pair in pairs}) > 1
         pairs, judged_pairs = split_pairs(pairs, settings.split or Split(by="file" if several else "region"))
+        pools, files = _without_copies(pools, files, pair_files, "belongs to a pair")
+        held_out, _ = _without_copies(held_out, [], pair_files, "belongs to a pair")
         files = [*files, *pair_files]
     if not held_out and not judged_pairs:
         if settings.procedural.share <= 0:
@@ -146,7 +157,8 @@ def _restoring(
     if pairs:
         paired = Paired(PairCrops(pairs, settings.patch, network.scale, settings.augment))
         draw = Mixed(paired, draw, settings.pairs_share) if draw is not None else paired
-    assert draw is not None, "settings without anything to learn from are refused"
+    if draw is None:
+        raise InputError("nothing to learn from: every image is validated on, add others")
 
     judge = evaluation_crappifier(settings.validation_dose, settings.validation_read_noise)
     generator = torch.Generator().manual_seed(settings.seed)
@@ -185,6 +197,18 @@ def _denoising(
         for i in range(VALIDATION_MOST)
     ]
     return Examples(draw, validation, files, judged)
+
+
+def _without_copies(
+    pools: list[Pool], files: list[File], others: Sequence[File], why: str
+) -> tuple[list[Pool], list[File]]:
+    """Pools and files without what `others` hold, whatever it is called: no image is on both sides."""
+    known = {file.sha256 for file in others}
+    copies = [file.name for file in files if file.sha256 in known]
+    if copies:
+        log.warning("left out, because its content %s under another name: %s", why, ", ".join(copies))
+    kept = [pool.take([i for i, p in enumerate(pool.places) if p.sha256 not in known]) for pool in pools]
+    return [pool for pool in kept if pool.images], [file for file in files if file.sha256 not in known]
 
 
 def _middles(pool: Pool, scale: int, frames: int) -> list[Tensor]:

@@ -35,6 +35,7 @@ HELD_BYTES = 2**30  # all images of a run together; what is beyond is read from 
 OPEN_FILES = 64  # well below what systems allow a process (256 on macOS)
 BAND_PX = 2**24  # pixels that are looked at in one piece: 64 MB as float32
 ROBUST = (0.1, 99.9)  # percentiles: a hot pixel must not decide what is white
+DIM = 2**14  # grey levels: a 16-bit file below it comes from a camera of 14 bits or less
 SAMPLE_PX = 2**22  # pixels of a file that its percentiles are taken from
 
 
@@ -290,6 +291,8 @@ def load_files(
             f"no usable image matches {', '.join(patterns)} below {where} ({len(skipped)} could not be read): "
             "check --data and the patterns in the settings file"
         )
+    if dim := _dim(files):
+        log.warning("%s", dim)
     return files
 
 
@@ -349,13 +352,15 @@ def load_file(
     return File(path, name, sha256, images, places, value_range)
 
 
-def read_images(path: Path, *, channel: int | None = None, value_range: Range | None = None) -> list[Pixels]:
-    """Every plane of an image file, in memory: (Y, X) uint8 or uint16. See :func:`load_file`.
+def read_file(path: Path, *, channel: int | None = None, value_range: Range | None = None) -> File:
+    """One image file with all its planes in memory. See :func:`load_file`.
 
     Raises
     ------
     InputError
         When the file cannot be used.
+    ConfigError
+        When `value_range` is none.
     """
     shelf = Shelf(2**63)
     try:
@@ -364,7 +369,14 @@ def read_images(path: Path, *, channel: int | None = None, value_range: Range | 
         raise InputError(str(e)) from e
     finally:
         shelf.close()
-    return [cast("Pixels", image) for image in file.images]
+    if dim := _dim([file]):
+        log.warning("%s", dim)
+    return file
+
+
+def read_images(path: Path, *, channel: int | None = None, value_range: Range | None = None) -> list[Pixels]:
+    """Every plane of an image file, (Y, X) uint8 or uint16. See :func:`read_file`."""
+    return [cast("Pixels", image) for image in read_file(path, channel=channel, value_range=value_range).images]
 
 
 def hash_file(path: Path) -> str:
@@ -376,6 +388,23 @@ def hash_file(path: Path) -> str:
         return digest.hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _dim(files: Sequence[File]) -> str:
+    """What to say of 16-bit files that use 14 bits or less: doses and errors are fractions of full scale."""
+    dim = {}
+    for file in (f for f in files if f.range is None):
+        held = [i for i in file.images if isinstance(i, np.ndarray) and i.dtype.itemsize == 2]
+        if 0 < (top := max((int(i.max()) for i in held), default=0)) < DIM:
+            dim[file.name] = top
+    if not dim:
+        return ""
+    more = f" and {len(dim) - 1} more files" if len(dim) > 1 else ""
+    name, top = next(iter(dim)), max(dim.values())
+    return (
+        f"{name}{more}: no pixel is above {top} of 65535, which is taken for full scale in doses, noise and "
+        "errors; say where white is, for example range = [0, 4095] of a 12-bit camera"
+    )
 
 
 def _close_all(sources: OrderedDict[Path, ImageSource]) -> None:

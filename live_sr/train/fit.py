@@ -14,6 +14,8 @@ import importlib.metadata
 import math
 import os
 import pickle
+import signal
+import threading
 import time
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -53,7 +55,10 @@ SHEET_EDGE = 256  # pixels of the truth: the middle, where single pixels can sti
 
 @dataclass
 class Score:
-    """Means over the validation images, data range 1; where there is no truth, against the noisy pixels."""
+    """Means over the validation images, data range 1; where there is no truth, against the noisy pixels.
+
+    Of hidden pixels alone there is no SSIM, NaN: the others are known to the network.
+    """
 
     psnr: float
     ssim: float
@@ -73,6 +78,7 @@ class State:
     best: Score | None = None
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     best_step: int = 0
+    mean_loss: float = math.nan  # running mean of the training loss, as it is shown
     start: str = ""  # SHA-256 of the model that it started from
 
     def save(self, path: Path, settings: TrainSettings) -> None:
@@ -88,8 +94,9 @@ class State:
             "best": None if self.best is None else [self.best.psnr, self.best.ssim],
             "best_weights": self.best_weights,
             "best_step": self.best_step,
+            "mean_loss": self.mean_loss,
             "start": self.start,
-            "settings": msgspec.json.encode(settings).decode(),
+            "settings": msgspec.json.encode(_identity(settings)).decode(),
         }
         partial = path.with_name(path.name + ".part")
         torch.save(content, partial)
@@ -114,6 +121,7 @@ class State:
         self.best = None if content["best"] is None else Score(*content["best"])
         self.best_weights = content["best_weights"]
         self.best_step = content["best_step"]
+        self.mean_loss = content.get("mean_loss", math.nan)  # not in those of the first days
         self.start = content["start"]
 
 
@@ -207,57 +215,55 @@ class _Run:
     ) -> None:
         self.settings, self.examples, self.folder = settings, examples, folder
         self.state, self.device, self.rank, self.console = state, device, rank, console
-        self.amp = settings.amp == "auto" and _has_bfloat16(device)
+        self.amp = settings.amp == "auto" and has_bfloat16(device)
         several = dist.is_initialized()
         self.network: nn.Module = DistributedDataParallel(state.network) if several else state.network
         self.began = time.monotonic() - state.elapsed_s
-        self.mean_loss = math.nan
 
     def train(self, stop_after: int | None) -> bool:
         """Whether it was stopped before its end."""
         settings, state = self.settings, self.state
-        with _progress(self.console) as progress, Ahead(self._draw, state.step) as batches:
+        with (
+            _progress(self.console) as progress,
+            Ahead(self._draw, state.step) as batches,
+            _ctrl_c() as wanted,
+        ):
             task = progress.add_task(settings.id, total=1.0, rate="", loss="", score="", left="")
             first, started = state.step, time.monotonic()
             drawn = iter(batches)
-            try:
-                while (done := self._done()) < 1:
-                    if state.step == stop_after:
-                        self._save()
+            while (done := self._done()) < 1 and not self._gave_up():
+                if state.step == stop_after or wanted.is_set():
+                    self._save()
+                    if not wanted.is_set():
                         return True
-                    self._step(next(drawn), done)
-                    if state.step % settings.validate_every == 0:
-                        score = self._validate()
-                        self._save()
-                        progress.update(task, score=f"{score.psnr:.2f} dB {score.ssim:.3f}")
-                        if self._gave_up():
-                            self.console.print(
-                                f"no better validation since step {state.best_step}: this run ends here"
-                            )
-                            return False
-                    done = self._done()
-                    left = state.elapsed_s * (1 - done) / max(done, 1e-9)
-                    rate = (state.step - first) / (time.monotonic() - started)
-                    progress.update(
-                        task,
-                        completed=done,
-                        rate=f"{rate:.1f}/s",
-                        loss=f"{self.mean_loss:.4f}",
-                        left=f"{left / 60:.0f} min",
+                    self.console.print(
+                        f"stopped at step {state.step}: go on with --out {self.folder.path} --resume"
                     )
-            except KeyboardInterrupt:
-                self._save()
-                self.console.print(
-                    f"stopped at step {state.step}: go on with --out {self.folder.path} --resume"
+                    raise KeyboardInterrupt
+                self._step(next(drawn), done)
+                if state.step % settings.validate_every == 0:
+                    score = self._validate()
+                    self._save()
+                    progress.update(task, score=f"{score.psnr:.2f} dB {score.ssim:.3f}")
+                done = self._done()
+                left = state.elapsed_s * (1 - done) / max(done, 1e-9)
+                rate = (state.step - first) / (time.monotonic() - started)
+                progress.update(
+                    task,
+                    completed=done,
+                    rate=f"{rate:.1f}/s",
+                    loss=f"{state.mean_loss:.4f}",
+                    left=f"{left / 60:.0f} min",
                 )
-                raise
+        if self._gave_up():
+            self.console.print(f"no better validation since step {state.best_step}: this run ends here")
         if state.step % settings.validate_every:
             self._validate()
         self._save()
         return False
 
     def _draw(self, step: int) -> Batch:
-        return self.examples.draw(self.settings.batch, _generator(self.settings.seed, step, self.rank))
+        return self.examples.draw(self.settings.batch, step_generator(self.settings.seed, step, self.rank))
 
     def _done(self) -> float:
         """How far the run is, 0 to 1, by steps or by the clock."""
@@ -280,7 +286,7 @@ class _Run:
         where = batch.where.to(self.device) if batch.where is not None else None
         rate = settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
         rate *= min(1.0, (state.step + 1) / max(settings.warmup, 1))
-        jitter = _generator(settings.seed, state.step, self.rank, purpose=1)
+        jitter = step_generator(settings.seed, state.step, self.rank, purpose=1)
 
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
             restored = restore(self.network, raw, jitter)
@@ -305,8 +311,8 @@ class _Run:
                 f"the loss is {now_loss} at step {state.step}: lower learning_rate "
                 f"({settings.learning_rate:g}), or look for damaged images"
             )
-        first = math.isnan(self.mean_loss)
-        self.mean_loss = now_loss if first else LOSS_MEMORY * self.mean_loss + (1 - LOSS_MEMORY) * now_loss
+        before = now_loss if math.isnan(state.mean_loss) else state.mean_loss
+        state.mean_loss = LOSS_MEMORY * before + (1 - LOSS_MEMORY) * now_loss
 
     def _validate(self) -> Score:
         """Score the averaged weights, draw them, and keep them when they are the best so far."""
@@ -320,7 +326,8 @@ class _Run:
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
                     restored = restore(state.average, raw.to(self.device))
                 restored = restored.float().clamp(0, 1).cpu()
-                quality = masked_psnr(restored, truth, where), float(ssim(restored, truth))
+                similarity = float(ssim(restored, truth)) if where is None else math.nan
+                quality = masked_psnr(restored, truth, where), similarity
                 scores.setdefault(example.name, []).append(quality)
                 in_holes += _quality_in_holes(example.batch, restored)
                 if len(rows) < SHEET_ROWS and example.drawn:
@@ -332,15 +339,15 @@ class _Run:
             state.best_weights = {k: v.detach().cpu().clone() for k, v in state.average.state_dict().items()}
         filled, between = np.mean(in_holes, axis=0) if in_holes else (math.nan, math.nan)
         self.console.print(
-            f"step {state.step} loss {self.mean_loss:.4f} val {score.psnr:.3f} dB {score.ssim:.4f}"
+            f"step {state.step} loss {state.mean_loss:.4f} val {score.psnr:.3f} dB {score.ssim:.4f}"
             + (f", in holes {filled:.3f} dB, interpolated {between:.3f} dB" if in_holes else "")
         )
         if self.rank == 0:
             row: dict[str, float | int] = {"step": state.step, "seconds": round(state.elapsed_s, 1)}
-            row |= {"loss": self.mean_loss, "psnr": score.psnr, "ssim": score.ssim}
+            row |= {"loss": state.mean_loss, "psnr": score.psnr, "ssim": score.ssim}
             for name, qualities in scores.items():
-                psnr, similarity = np.mean(qualities, axis=0)
-                row |= {f"psnr {name}": float(psnr), f"ssim {name}": float(similarity)}
+                mean = np.mean(qualities, axis=0)
+                row |= {f"psnr {name}": float(mean[0]), f"ssim {name}": float(mean[1])}
             if in_holes:
                 row |= {"psnr in holes": float(filled), "psnr in holes, interpolated": float(between)}
             self.folder.log(row)
@@ -435,7 +442,7 @@ def _quality_in_holes(batch: Batch, restored: Tensor) -> list[tuple[float, float
     return [(masked_psnr(restored, batch.truth, where), masked_psnr(between, batch.truth, where))]
 
 
-def _generator(seed: int, step: int, rank: int, purpose: int = 0) -> torch.Generator:
+def step_generator(seed: int, step: int, rank: int, purpose: int = 0) -> torch.Generator:
     """A step's own randomness: a resumed run needs nothing but the step's number."""
     state = np.random.SeedSequence([seed, step, rank, purpose]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
@@ -469,7 +476,29 @@ def _devices() -> Iterator[tuple[torch.device, int]]:
         dist.destroy_process_group()
 
 
-def _has_bfloat16(device: torch.device) -> bool:
+@contextlib.contextmanager
+def _ctrl_c() -> Iterator[threading.Event]:
+    """Set by Ctrl-C, to be looked at between steps: within one, weights and step would not belong together.
+
+    A second Ctrl-C stops at once, and leaves the last checkpoint.
+    """
+    pressed = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # only there are signals handled
+        yield pressed
+        return
+
+    def press(number: int, frame: object) -> None:
+        pressed.set()
+        signal.signal(number, before)
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def has_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 is clearly faster than float32: GPUs, and processors with matrix units for it."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
@@ -477,8 +506,12 @@ def _has_bfloat16(device: torch.device) -> bool:
 
 
 def _identity(settings: TrainSettings) -> TrainSettings:
-    """What must not change in a resumed run: all but the time and the threads it is given."""
-    return msgspec.structs.replace(settings, minutes=0.0, threads=0)
+    """What must not change in a resumed run: all but the time and the threads it is given.
+
+    With the crappifier itself, so that another one in a file of the same name is noticed, and the settings
+    written into the run's folder are the same as those it was started with.
+    """
+    return msgspec.structs.replace(settings, crappify=settings.crappifier, minutes=0.0, threads=0)
 
 
 def _start(settings: TrainSettings, device: torch.device) -> State:
@@ -489,6 +522,7 @@ def _start(settings: TrainSettings, device: torch.device) -> State:
     start = ""
     if settings.start:
         trained = artifact.load(settings.start)
+        _check_start(settings, trained.record)
         _take_weights(network, trained.module)
         start = trained.sha256
     network = _channels_last(network.to(device))
@@ -512,12 +546,24 @@ def _channels_last(network: SuperResolver) -> SuperResolver:
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
+def _check_start(settings: TrainSettings, record: artifact.ModelRecord) -> None:
+    """Some layer fits by chance in almost any network; only the same widths make the same trunk."""
+    widths = settings.network.widths
+    if not record.widths:
+        raise ConfigError(
+            f"start: {record.id} is a network from elsewhere, no run can go on from it: leave start out"
+        )
+    if record.widths != widths:
+        raise ConfigError(
+            f"start: {record.id} has widths {list(record.widths)}, this network {list(widths)}: "
+            "give both the same, or leave start out"
+        )
+
+
 def _take_weights(network: nn.Module, trained: nn.Module) -> None:
     """Copy every weight that has the same name and shape: all of them for the same scale, else the trunk."""
     own, theirs = network.state_dict(), trained.state_dict()
     shared = {k: v for k, v in theirs.items() if k in own and own[k].shape == v.shape}
-    if not any(k.startswith("body.") and v.dim() == 4 for k, v in shared.items()):
-        raise ConfigError("start: that model shares no layer with this network, give both the same widths")
     network.load_state_dict(shared, strict=False)
 
 
@@ -565,7 +611,10 @@ def _record(
             "commit": commit(),
             "torch": str(torch.__version__),
             "data": [{"file": f.name, "sha256": f.sha256, "images": len(f.images)} for f in used],
-            "validation": {"psnr": round(score.psnr, 3), "ssim": round(score.ssim, 4)},
+            "validation": {
+                "psnr": round(score.psnr, 3),
+                **({} if math.isnan(score.ssim) else {"ssim": round(score.ssim, 4)}),
+            },
         },
         live_sr_version=importlib.metadata.version("live-sr"),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -575,12 +624,17 @@ def _record(
 def _entry(settings: TrainSettings, record: artifact.ModelRecord, score: Score, sha256: str) -> str:
     """One dated entry for the model's card."""
     training = record.training
+    judged = (
+        f"at {settings.validation_dose:g} electrons and read noise {settings.validation_read_noise:.4f}"
+        if settings.task == "restore"
+        else "against noisy pixels"
+    )
+    similarity = "" if math.isnan(score.ssim) else f", SSIM {score.ssim:.3f}"
     return (
         f"\n### {record.created[:10]}\n\n"
         f"{training['steps']} steps of {settings.batch} crops of {settings.patch} x {settings.patch} raw "
         f"pixels in {training['minutes']} min, seed {settings.seed}, commit {training['commit'] or 'none'}, "
-        f"torch {training['torch']}; validation at {settings.validation_dose:g} electrons and read noise "
-        f"{settings.validation_read_noise:.4f}: PSNR {score.psnr:.2f} dB, SSIM {score.ssim:.3f}. "
+        f"torch {training['torch']}; validation {judged}: PSNR {score.psnr:.2f} dB{similarity}. "
         f"SHA-256 `{sha256}`.\n"
     )
 

@@ -158,7 +158,7 @@ def load_pairs(
     scale : int
         Pixels of the high-resolution image along each side of a raw pixel.
     exclude : sequence of str
-        Patterns of raw files that are left out.
+        Patterns of files that are left out, and their partners with them.
 
     Raises
     ------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import cast
 
@@ -57,7 +58,7 @@ def render_pool(settings: Procedural, seed: int, cache: Path | None = None) -> P
         for n in track(range(settings.images), description="rendering specimens")
     ]
     if kept:
-        partial = kept.with_name(kept.name + ".part")
+        partial = kept.with_name(f"{kept.name}.{os.getpid()}.part")  # under torchrun each process renders
         tifffile.imwrite(partial, np.stack(cast("list[Pixels]", images)), photometric="minisblack")
         partial.replace(kept)
     return Pool("procedural", settings.share, images)

@@ -9,7 +9,6 @@ import base64
 import io
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
@@ -106,11 +105,6 @@ MEASURES = {
     "Error against intensity": "In 16 bins of the truth’s grey level, those with 200 pixels or more. Where the "
     "truth is noisy, the bias of any denoiser falls from the dark to the bright.",
 }
-
-
-def write_report(result: Evaluation, path: Path) -> None:
-    """Write the page of an evaluation to `path`, as UTF-8."""
-    path.write_text(page(result), encoding="utf-8")
 
 
 def page(result: Evaluation) -> str:

@@ -17,14 +17,15 @@ import csv
 import importlib.metadata
 import json
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import tomli_w
 
 from live_sr.errors import ConfigError, InputError
+from live_sr.train.crappify import write_toml
 from live_sr.train.files import File
 from live_sr.train.settings import TrainSettings
 
@@ -43,7 +44,7 @@ class RunFolder:
     Raises
     ------
     InputError
-        When it holds a run and `resume` is not set, or the other way round.
+        When it holds a run and `resume` is not set, or the other way round, or cannot be written.
     """
 
     def __init__(self, path: Path, *, resume: bool) -> None:
@@ -53,7 +54,12 @@ class RunFolder:
             raise InputError(f"{self.checkpoint} exists: resume that run, or choose another output folder")
         if resume and not self.checkpoint.exists():
             raise InputError(f"no {self.checkpoint} to resume from: start without resume")
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path):
+                pass
+        except OSError as e:
+            raise InputError(f"cannot write into {path} ({e.strerror}): choose another output folder") from e
 
     def describe(self, settings: TrainSettings, files: Sequence[File]) -> None:
         """Write down what the run is made of; a resumed run must be made of the same.
@@ -111,7 +117,7 @@ class RunFolder:
 def to_toml(settings: TrainSettings) -> str:
     """The settings as a file that `live-sr train` reads, presets written out."""
     full = msgspec.structs.replace(settings, crappify=settings.crappifier)
-    return tomli_w.dumps(_without_none(msgspec.to_builtins(full)))
+    return write_toml(_without_none(msgspec.to_builtins(full)))
 
 
 def _without_none(value: Any) -> Any:

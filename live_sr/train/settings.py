@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from live_sr.config import Settings
 from live_sr.errors import ConfigError
+from live_sr.model.foreign import IDS
 from live_sr.model.unet import NetworkSettings
 from live_sr.neighbours import Neighbours
 from live_sr.train.crappify import Crappifier, load_crappifier
@@ -33,7 +35,8 @@ class TrainSettings(Settings, frozen=True, forbid_unknown_fields=True, kw_only=T
         its neighbour (Lehtinen et al. 2018), ``blind-spot`` a pixel from those around it (Noise2Void, Krull et
         al. 2019); that one needs noise that is independent from pixel to pixel.
     sources : tuple of Source
-        Good images; for the self-supervised tasks, the noisy frames themselves.
+        Good images; for the self-supervised tasks, the noisy frames themselves. Files that a pattern of `pairs`
+        matches are left to them.
     pairs : tuple of PairSource
         Real low and high resolution images of the same places.
     pairs_share : float
@@ -128,6 +131,10 @@ def check(settings: TrainSettings) -> None:
         With the values and what to change.
     """
     network = settings.network
+    if IDS.fullmatch(settings.id) is None:  # it becomes a file's name, after hours
+        raise ConfigError(f"id = {settings.id!r}: must be of lower-case letters, digits, . _ -")
+    if settings.seed < 0:
+        raise ConfigError(f"seed = {settings.seed}: must be 0 or more")
     if network.scale < 1 or not network.widths:
         raise ConfigError(
             f"network scale {network.scale}, widths {network.widths}: need scale 1 or more, one level"
@@ -139,10 +146,30 @@ def check(settings: TrainSettings) -> None:
         )
     if settings.steps < 1 or settings.batch < 1 or settings.validate_every < 1:
         raise ConfigError("steps, batch and validate_every must be 1 or more")
+    ranges = {
+        "learning_rate": (settings.learning_rate, 0.0, math.inf),
+        "weight_decay": (settings.weight_decay, 0.0, math.inf),
+        "minutes": (settings.minutes, 0.0, math.inf),
+        "warmup": (settings.warmup, 0, math.inf),
+        "patience": (settings.patience, 0, math.inf),
+        "ema": (settings.ema, 0.0, 1.0),
+    }
+    for name, (value, low, below) in ranges.items():
+        if not low <= value < below:
+            upper = f" and below {below:g}" if below < math.inf else ""
+            raise ConfigError(f"{name} = {value:g}: must be at least {low:g}{upper}")
+    if settings.pixel_size_um is not None and not 0 < settings.pixel_size_um[0] <= settings.pixel_size_um[1]:
+        raise ConfigError(f"pixel_size_um = {list(settings.pixel_size_um)}: must be a range above 0")
     if not settings.sources and not settings.pairs and settings.procedural.share <= 0:
         raise ConfigError("nothing to train on: name [[sources]] or [[pairs]], or give [procedural] a share")
     if settings.procedural.share > 0 and not settings.procedural.images:
         raise ConfigError("procedural.share is set, but procedural.images is 0: set both or none")
+    alone = "pairs" if settings.pairs else "procedural" if settings.procedural.share > 0 else ""
+    if alone and network.frames > 1:
+        raise ConfigError(
+            f"{alone}: their images have no neighbours, which network.frames = {network.frames} needs: "
+            "leave them out, or set frames = 1"
+        )
     if settings.pairs and not 0 < settings.pairs_share <= 1:
         raise ConfigError(f"pairs_share = {settings.pairs_share:g}: must be above 0 and at most 1")
     _check_holes(settings)
@@ -171,11 +198,8 @@ def _check_holes(settings: TrainSettings) -> None:
         )
     if holes is None:
         return
-    if network.frames == 1 or settings.pairs:
-        raise ConfigError(
-            f"network.frames = {network.frames} and {len(settings.pairs)} pairs: holes are filled from "
-            "neighbours, set network.frames to 3 or 5 and leave out pairs"
-        )
+    if network.frames == 1:
+        raise ConfigError("network.frames = 1: holes are filled from neighbours, set it to 3 or 5")
     kinds = (holes.tiles, holes.bands, holes.lines)
     ranges = (holes.tile_px, holes.band_px, holes.band_length_px, holes.lines_px)
     if holes.most < 1 or min(kinds) < 0 or sum(kinds) <= 0 or any(not 0 < low <= high for low, high in ranges):

@@ -20,6 +20,7 @@ from live_sr.train.pools import Pool
 log = logging.getLogger(__name__)
 
 MIN_STRIP_PX = 64  # fewer rows say little, and the metrics' windows must fit
+MIN_PLANES = 2  # a plane and its neighbour, which some networks need, and noise2noise learns from
 
 
 class Split(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -117,8 +118,9 @@ def nothing_apart(split: Split) -> str:
     if split.by == "file":
         return 'no source has two files to split: split by = "region", or name validation patterns'
     return (
-        f"no image has room for a strip of {MIN_STRIP_PX} px, a guard of {split.guard_px} px and its own half: "
-        'split by = "file", or make guard_px smaller'
+        f"no image has room for a strip of {MIN_STRIP_PX} px, a guard of {split.guard_px} px and its own half, "
+        f"and no stack for {MIN_PLANES} planes, a guard of {split.guard_planes} and its own half: "
+        'split by = "file", or make the guard smaller'
     )
 
 
@@ -140,7 +142,7 @@ def _by_region(pool: Pool, split: Split) -> tuple[Pool, Pool]:
     for image, place in zip(pool.images, pool.places, strict=True):
         n = lengths[place.sha256, place.stack]
         if pool.stack and n > 1:
-            first = n - max(1, round(split.fraction * n))
+            first = n - max(MIN_PLANES, round(split.fraction * n))
             end = first - split.guard_planes
             if place.at < end or end < n / 2:
                 train.append((image, place))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -134,6 +135,29 @@ def test_a_printers_resolution_is_not_taken_for_a_pixel_size(tmp_path: Path) -> 
     enhance(tmp_path / "in.tif", tmp_path / "out.ome.tif", Bilinear(SCALE))
     with tifffile.TiffFile(tmp_path / "out.ome.tif") as file:
         assert "PhysicalSize" not in (file.ome_metadata or "")
+
+
+@pytest.mark.parametrize(
+    ("nm", "says"),
+    [
+        (16.0, None),
+        (500.0, r"pixel size is 0\.5 µm, bilinear-x4 was trained for 0\.012 to 0\.16 µm"),
+        (None, "is unknown"),
+    ],
+    ids=["inside", "outside", "unknown"],
+)
+def test_pixel_sizes_that_the_model_was_not_trained_for_give_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, nm: float | None, says: str | None
+) -> None:
+    described = {"PhysicalSizeX": nm, "PhysicalSizeXUnit": "nm", "PhysicalSizeY": nm, "PhysicalSizeYUnit": "nm"}
+    tifffile.imwrite(tmp_path / "in.ome.tif", scan(8, 8), metadata=described if nm else {})
+    model = Bilinear(SCALE)
+    model._info = replace(model.info, pixel_size_um=(0.012, 0.16))
+    enhance(tmp_path / "in.ome.tif", tmp_path / "out.tif", model)
+    if says is None:
+        assert caplog.text == ""
+    else:
+        assert re.search(says, caplog.text)
 
 
 def test_imagej_stack_keeps_pixel_size_and_interval(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from live_sr.client.volume import (
     VolumeLayout,
     VolumeReader,
     from_dimensions,
+    mixed_up,
     read_layout,
 )
 from live_sr.errors import InputError, StoreError
@@ -143,6 +144,49 @@ def test_a_generator_run_lies_in_order_of_arrival(core: CMMCorePlus, tmp_path: P
         assert reader.layout.shape == (len(events), *SHAPE)
         for n, (image, _) in enumerate(shots):
             np.testing.assert_array_equal(reader.read({"t": n}), image)
+
+
+T_ONLY: dict[str, Any] = {"time_plan": {"interval": 0, "loops": 3}}
+
+
+@pytest.mark.parametrize(
+    ("axes", "sequence", "mixed"),
+    [
+        ("t", T_ONLY, False),
+        ("t", {**T_ONLY, "channels": [{"config": "a"}]}, False),  # an axis of length 1 that TIFF does not keep
+        ("tc", {**T_ONLY, "channels": [{"config": "a"}, {"config": "b"}]}, False),
+        ("tz", {**T_ONLY, "z_plan": {"range": 2, "step": 1}}, False),
+        ("t", {}, True),  # a generator
+        ("t", None, True),
+        ("t", "no sequence", True),
+        ("t", {**T_ONLY, "channels": [{"config": "a"}, {"config": "b", "acquire_every": 2}]}, True),
+        ("t", {**T_ONLY, "channels": [{"config": "a", "acquire_every": 2}]}, True),
+        ("t", {"channels": [{"config": "a", "do_stack": False}], "z_plan": {"range": 2, "step": 1}}, True),
+        (
+            "t",
+            {**T_ONLY, "stage_positions": [{"x": 0}, {"x": 1}], "grid_plan": {"rows": 2, "columns": 1}},
+            True,
+        ),
+        ("t", {**T_ONLY, "stage_positions": {"plate": "96-well"}, "grid_plan": {"rows": 2}}, True),
+        ("tc", {**T_ONLY, "stage_positions": [{"x": 0, "sequence": {"grid_plan": {"rows": 2}}}]}, True),
+        ("tc", {}, False),
+        ("tc", {"channels": 7, "stage_positions": "?"}, False),
+        ("", {}, False),
+    ],
+    ids=str,
+)
+def test_frames_in_the_order_of_arrival_are_recognised(axes: str, sequence: Any, mixed: bool) -> None:
+    layout = VolumeLayout(tuple(Axis(name, 4, "other") for name in (*axes, "y", "x")), "uint16")
+    assert mixed_up(layout, {"summary_metadata": {"mda_sequence": sequence}}) == mixed
+    with_cameras = replace(layout, axes=(*layout.axes[:-2], Axis("cam", 2, "other"), *layout.axes[-2:]))
+    assert mixed_up(with_cameras, {"summary_metadata": {"mda_sequence": sequence}}) == mixed
+
+
+def test_one_of_several_positions_is_not_mixed_with_the_others() -> None:
+    layout = VolumeLayout(tuple(Axis(name, 4, "other") for name in "tyx"), "uint16")
+    summary = {"summary_metadata": {"mda_sequence": {**T_ONLY, "stage_positions": [{"x": 0}, {"x": 1}]}}}
+    assert mixed_up(layout, summary)
+    assert not mixed_up(layout, summary, one_position=True)
 
 
 def test_several_cameras_are_an_axis(tmp_path: Path) -> None:

@@ -107,6 +107,35 @@ def package(own_model: Path) -> Path:
     return out
 
 
+def test_a_model_file_of_our_own_is_imported_as_it_is(own_model: Path, tmp_path: Path) -> None:
+    path = import_model(own_model)
+    assert artifact.load("tiny-x2").sha256 == artifact.load(own_model).sha256
+    assert path.with_suffix(".md").read_text() == "# tiny-x2\n\nFor tests.\n"
+    renamed = import_model(own_model, name="mine")
+    assert artifact.load(renamed).record.id == "mine"
+    raw = frame((70, 45), 4000, "uint16")
+    before, after = (Engine(artifact.load(f), device="cpu", precision="float32") for f in (own_model, renamed))
+    np.testing.assert_array_equal(before.upscale([raw])[0], after.upscale([raw])[0])
+
+
+def test_a_model_of_several_frames_is_imported_too(tmp_path: Path) -> None:
+    settings = NetworkSettings(scale=2, widths=(8, 12), frames=3)
+    record = ModelRecord(
+        id="three",
+        scale=2,
+        normalisation="frame-mean-std",
+        halo=16,
+        multiple=2,
+        parameters=1,
+        kmac_per_output_pixel=1.0,
+        widths=settings.widths,
+        frames=3,
+    )
+    artifact.save(SuperResolver(settings), record, tmp_path / "three.pt")
+    import_model(tmp_path / "three.pt")
+    assert artifact.load("three").record.frames == 3
+
+
 def test_export_then_import_gives_equal_pixels_and_all_that_was_known(own_model: Path, package: Path) -> None:
     path = import_model(package)
     assert path == artifact.find("tiny-x2")
@@ -697,7 +726,7 @@ def test_wrong_networks_and_files_are_refused(tmp_path: Path, own_model: Path, p
         import_model(net)
     with pytest.raises(InputError, match="leave --sidecar out"):
         import_model(package, sidecar=settings)
-    with pytest.raises(ModelError, match="live-sr model already"):
+    with pytest.raises(InputError, match="leave --sidecar out"):
         import_model(own_model, sidecar=settings)
     with pytest.raises(ModelError, match="there is no"):
         import_model(tmp_path / "nothing.zip")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +148,61 @@ def test_the_worst_tile_is_where_the_model_fails(tmp_path: Path) -> None:
     assert [(t.y, t.x) for t in result.examples] == [(128, 128)]
 
 
+class Watcher(Bilinear):
+    """Keeps what it was shown."""
+
+    shown: list[Pixels]
+
+    def upscale(self, frames: Sequence[Pixels]) -> list[Pixels]:
+        self.shown = [*getattr(self, "shown", []), *frames]
+        return super().upscale(frames)
+
+
+def test_a_model_of_several_frames_sees_each_plane_of_a_stack_with_its_neighbours(tmp_path: Path) -> None:
+    path = tmp_path / "stack.tif"
+    planes = [scene() * brightness for brightness in (0.4, 0.6, 0.8, 1.0)]
+    write(path, *planes)
+    model = Watcher(2, frames=3)
+    result = evaluate(model, [path], doses=[40])
+    assert [frames.shape for frames in model.shown] == [(3, 32, 32)] * 8, "four planes, two frames of each"
+    first, second = model.shown[::2], model.shown[1::2]
+    for n, stack in enumerate(first):
+        for seen, plane in zip(stack, (max(n - 1, 0), n, min(n + 1, 3)), strict=True):
+            np.testing.assert_array_equal(seen, first[plane][1], "each plane is degraded once")
+    assert not np.array_equal(first[1], second[1])
+    single = evaluate(Bilinear(2), [path], doses=[40]).mean.methods["bicubic"]
+    assert result.mean.methods["bicubic"] == single, "the others are shown the middle frame alone"
+
+
+def test_an_image_without_neighbours_stands_for_them_itself(tmp_path: Path) -> None:
+    model = Watcher(2, frames=5)
+    evaluate(model, [write(tmp_path / "a.tif", scene())])
+    assert all(np.array_equal(stack, [stack[0]] * 5) for stack in model.shown)
+
+
+def test_twelve_bits_in_sixteen_are_noticed_and_given_their_range(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    full, twelve = tmp_path / "full.tif", tmp_path / "twelve.tif"
+    grey = np.rint(scene() * 4095).astype(np.uint16)
+    tifffile.imwrite(twelve, grey)
+    tifffile.imwrite(full, np.rint(grey / 4095 * 65535).astype(np.uint16))
+    unsaid = evaluate(Bilinear(2), [twelve]).mean.methods["live-sr"].psnr
+    assert "twelve.tif: no pixel is above" in caplog.text
+    caplog.clear()
+    said = evaluate(Bilinear(2), [twelve], value_range=(0, 4095)).mean.methods["live-sr"].psnr
+    assert said == pytest.approx(evaluate(Bilinear(2), [full]).mean.methods["live-sr"].psnr, abs=1e-4)
+    assert unsaid > said + 5, "errors are small beside a full scale that nothing reaches"
+    assert not caplog.text
+
+
+def test_an_empty_tile_has_a_place_among_the_worst(tmp_path: Path) -> None:
+    image = scene((256, 256))
+    image[:128, :128] = 0
+    worst = evaluate(Bilinear(2), [write(tmp_path / "a.tif", image)], read_noise=0.0).worst
+    assert np.isfinite([tile.gain_db for tile in worst]).all()
+
+
 def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     file = write(tmp_path / "a.tif", scene())
     with pytest.raises(InputError, match="nothing to evaluate"):
@@ -163,6 +219,10 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
         evaluate(Bilinear(2), [file], doses=[40, 0])
     with pytest.raises(InputError, match="read noise"):
         evaluate(Bilinear(2), [file], read_noise=-1)
+    with pytest.raises(InputError, match="1e\\+30"):
+        evaluate(Bilinear(2), [file], doses=[1e30])
+    with pytest.raises(InputError, match="seed -1"):
+        evaluate(Bilinear(2), [file], seed=-1)
     with pytest.raises(InputError, match="0 planes"):
         evaluate(Bilinear(2), [file], planes=0)
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import itertools
+import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,13 +16,16 @@ import pytest
 import tifffile
 import torch
 from rich.console import Console
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from live_sr.config import load
 from live_sr.errors import ConfigError, InputError
 from live_sr.model import artifact
 from live_sr.model.unet import NetworkSettings, SuperResolver
+from live_sr.train.crappify import to_toml
 from live_sr.train.fit import fit, restore
 from live_sr.train.losses import LossSettings
+from live_sr.train.pairs import PairSource
 from live_sr.train.pools import Source
 from live_sr.train.procedural import Procedural
 from live_sr.train.rundir import CHECKPOINT
@@ -38,6 +45,7 @@ TINY = TrainSettings(
     learning_rate=3e-3,
     threads=1,
 )
+THREE = NetworkSettings(scale=2, widths=(8, 12), frames=3)
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
@@ -70,6 +78,49 @@ def test_resuming_equals_not_having_stopped(data: Path, tmp_path: Path) -> None:
     assert whole.keys() == parts.keys()
     for name, weight in whole.items():
         torch.testing.assert_close(parts[name], weight, rtol=0, atol=1e-6, msg=name)
+
+
+def test_ctrl_c_in_the_middle_of_a_step_loses_nothing(data: Path, tmp_path: Path) -> None:
+    fit(TINY, [data], tmp_path / "whole", console=QUIET)
+    steps = itertools.count(1)
+
+    def press(*_: object) -> None:
+        if next(steps) == 7:
+            signal.raise_signal(signal.SIGINT)
+
+    hook = register_optimizer_step_post_hook(press)  # the weights have moved, the step is not counted yet
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fit(TINY, [data], tmp_path / "parts", console=QUIET)
+    finally:
+        hook.remove()
+    fit(TINY, [data], tmp_path / "parts", resume=True, console=QUIET)
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(parts[name], weight) for name, weight in whole.items())
+    logs = [(tmp_path / n / "log.csv").read_text().splitlines() for n in ("whole", "parts")]
+    one, two = ([row["loss"] for row in csv.DictReader(log)] for log in logs)
+    assert one == two
+
+
+def test_a_run_is_resumed_with_the_settings_in_its_folder(data: Path, tmp_path: Path) -> None:
+    fit(TINY, [data], tmp_path / "run", stop_after=7, console=QUIET)
+    fit(
+        load(tmp_path / "run" / "settings.toml", TrainSettings),
+        [data],
+        tmp_path / "run",
+        resume=True,
+        console=QUIET,
+    )
+
+
+def test_a_crappifier_that_changed_in_its_file_is_not_resumed_with(data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    settings = msgspec.structs.replace(TINY, crappify=str(file))
+    file.write_text(to_toml(TINY.crappifier))
+    fit(settings, [data], tmp_path / "run", stop_after=2, console=QUIET)
+    file.write_text(to_toml(TINY.crappifier.at(1.0)))
+    with pytest.raises(ConfigError, match="other settings"):
+        fit(settings, [data], tmp_path / "run", resume=True, console=QUIET)
 
 
 def test_a_run_learns_and_leaves_a_complete_model_file(data: Path, tmp_path: Path) -> None:
@@ -123,9 +174,22 @@ def test_a_model_can_start_from_the_trunk_of_another_scale(data: Path, tmp_path:
 
 def test_a_model_of_other_widths_is_no_start(data: Path, tmp_path: Path) -> None:
     first = fit(msgspec.structs.replace(TINY, steps=1), [data], tmp_path / "a", console=QUIET)
-    other = msgspec.structs.replace(TINY, network=NetworkSettings(scale=2, widths=(6, 10)), start=str(first))
-    with pytest.raises(ConfigError, match="shares no layer"):
-        fit(other, [data], tmp_path / "b", console=QUIET)
+    for widths in ((6, 10), (8, 16), (8, 12, 16)):
+        network = NetworkSettings(scale=2, widths=widths)
+        other = msgspec.structs.replace(TINY, network=network, patch=16, start=str(first))
+        says = re.escape(f"tiny-x2 has widths [8, 12], this network {list(widths)}")
+        with pytest.raises(ConfigError, match=says):
+            fit(other, [data], tmp_path / "b", console=QUIET)
+
+
+def test_a_network_from_elsewhere_is_no_start(data: Path, tmp_path: Path) -> None:
+    first = fit(msgspec.structs.replace(TINY, steps=1), [data], tmp_path / "a", console=QUIET)
+    loaded = artifact.load(first)
+    record = msgspec.structs.replace(loaded.record, id="theirs", widths=())
+    artifact.save(loaded.module, record, tmp_path / "theirs.pt")
+    settings = msgspec.structs.replace(TINY, start=str(tmp_path / "theirs.pt"))
+    with pytest.raises(ConfigError, match="theirs is a network from elsewhere"):
+        fit(settings, [data], tmp_path / "b", console=QUIET)
 
 
 def test_procedural_training_needs_no_files(tmp_path: Path) -> None:
@@ -145,6 +209,13 @@ def test_procedural_training_needs_no_files(tmp_path: Path) -> None:
         ({"network": NetworkSettings(scale=0, widths=(8, 12))}, "scale 0"),
         ({"procedural": Procedural(share=1.0)}, "procedural.images is 0"),
         ({"sources": ()}, "nothing to train on"),
+        ({"id": "mine/x2"}, "id = 'mine/x2'"),
+        ({"seed": -1}, "seed = -1"),
+        ({"learning_rate": -1.0}, "learning_rate = -1"),
+        ({"ema": 1.0}, "ema = 1: must be at least 0 and below 1"),
+        ({"pixel_size_um": (0.02, 0.01)}, "pixel_size_um"),
+        ({"network": THREE, "pairs": (PairSource(name="p", low="l*", high="h*"),)}, "pairs: their images"),
+        ({"network": THREE, "procedural": Procedural(images=2, share=1.0)}, "procedural: their images"),
     ],
     ids=lambda v: str(v)[:20],
 )
@@ -153,6 +224,12 @@ def test_settings_that_cannot_work_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=says):
         fit(msgspec.structs.replace(TINY, **change), [data], tmp_path, console=QUIET)
+
+
+def test_an_output_folder_that_cannot_be_one_is_refused(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot write into .*file .*choose another output folder"):
+        fit(TINY, [data], tmp_path / "file", console=QUIET)
 
 
 def test_a_checkpoint_is_neither_overwritten_nor_mixed_up(data: Path, tmp_path: Path) -> None:

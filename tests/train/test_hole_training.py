@@ -24,7 +24,6 @@ from live_sr.train.dataset import Crops
 from live_sr.train.files import Place
 from live_sr.train.fit import fit, interpolate, restore
 from live_sr.train.holes import HoleSettings, draw_holes, parted, punch
-from live_sr.train.pairs import PairSource
 from live_sr.train.pools import Pool, Source
 from live_sr.train.rundir import CHECKPOINT
 from live_sr.train.settings import TrainSettings, check
@@ -211,13 +210,12 @@ def test_a_resumed_run_draws_the_same_holes(tissue: Path, tmp_path: Path) -> Non
     [
         ({"holes": None}, r"network.holes is true, and there is no \[holes\]"),
         ({"network": NetworkSettings(frames=3)}, r"network.holes is false, and there is a \[holes\]"),
-        ({"network": NetworkSettings(frames=1, holes=True)}, "set network.frames to 3 or 5"),
-        ({"pairs": (PairSource(name="a", low="*", high="*"),)}, "leave out pairs"),
+        ({"network": NetworkSettings(frames=1, holes=True)}, "set it to 3 or 5"),
         ({"holes": HoleSettings(most=0)}, "most = 0"),
         ({"holes": HoleSettings(tile_px=(9, 3))}, "smaller one first"),
         ({"holes": HoleSettings(tiles=0, bands=0, lines=0)}, "a kind with a share"),
     ],
-    ids=["no holes", "no mask", "one frame", "pairs", "none", "range", "kinds"],
+    ids=["no holes", "no mask", "one frame", "none", "range", "kinds"],
 )
 def test_settings_that_contradict_each_other_are_refused(change: dict[str, object], says: str) -> None:
     with pytest.raises(ConfigError, match=says):

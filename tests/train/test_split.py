@@ -91,6 +91,17 @@ def test_a_stack_is_cut_between_planes_with_guard_planes(tmp_path: Path) -> None
     assert all(image.shape == (30, 30) for image in (*train.images, *validation.images))
 
 
+def test_of_a_short_stack_two_neighbours_are_set_apart() -> None:
+    plane = np.zeros((30, 30), np.uint8)
+    places = [Place("s.tif", "s", 0, n) for n in range(12)]
+    pool = Pool("short", 1.0, [plane] * 12, stack=True, places=places)
+    _, (validation,) = split_pools([pool], Split(by="region", fraction=0.05))
+    assert [place.at for place in validation.places] == [10, 11]
+    shorter = pool.take(range(10))
+    with pytest.raises(InputError, match="no stack for 2 planes, a guard of 4 and its own half"):
+        split_pools([shorter], Split(by="region"))
+
+
 def test_small_images_and_short_stacks_stay_in_training() -> None:
     small, large = np.zeros((200, 200), np.uint8), np.zeros((600, 600), np.uint8)
     stack = [Place("s.tif", "s", 0, n) for n in range(5)]

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from live_sr.errors import ConfigError, InputError
 from live_sr.model import artifact
 from live_sr.model.engine import load_engine
 from live_sr.model.unet import NetworkSettings
+from live_sr.train.examples import gather
 from live_sr.train.fit import fit
 from live_sr.train.losses import LossSettings
 from live_sr.train.pairs import PairSource
@@ -96,6 +98,9 @@ def test_noisy_frames_alone_make_a_denoiser_that_the_engine_runs(
     model = fit(settings, [stack], tmp_path, console=QUIET)
     engine = load_engine(str(model), precision="float32")
     assert engine.info.scale == 1
+    card = (tmp_path / "tiny.md").read_text()
+    assert "against noisy pixels" in card
+    assert ("SSIM" in card) == (task == "noise2noise"), "blind spots are alone among known pixels"
     truth = scene(7)
     raw = noisy(truth, 99)
     (restored,) = engine.upscale([raw])
@@ -138,6 +143,42 @@ def test_real_pairs_are_learnt_from(tmp_path: Path) -> None:
     }
     psnr = [float(row["psnr"]) for row in log(tmp_path / "run")]
     assert psnr[-1] > psnr[0], "it learns"
+
+
+def test_files_of_pairs_are_no_good_images_and_validation_keeps_out_of_pairs(tmp_path: Path) -> None:
+    for n in range(3):
+        truth = scene(n)
+        low = noisy(truth.reshape(48, 2, 48, 2).mean(axis=(1, 3)), n)
+        images = {f"low/{n}": low, f"high/{n}": np.rint(truth).astype(np.uint8), f"good{n}": noisy(truth, 9)}
+        for name, image in images.items():
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            tifffile.imwrite(tmp_path / f"{name}.tif", image)
+    settings = msgspec.structs.replace(
+        TINY,
+        sources=(Source(name="all", files="*.tif"),),
+        pairs=(PairSource(name="real", low="low/*.tif", high="high/*.tif"),),
+        validation=("*2.tif",),
+        split=Split(by="file"),
+    )
+    examples = gather(settings, [tmp_path], cache=tmp_path)
+    assert sorted(f.name for f in examples.files) == [
+        *("good0.tif", "good1.tif"),
+        *("high/0.tif", "high/1.tif", "low/0.tif", "low/1.tif"),
+    ], "each file once, as what it is"
+    assert [f.name for f in examples.judged] == ["good2.tif"]
+
+
+def test_a_copy_under_another_name_is_on_one_side_only(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for n, name in enumerate(("a", "b", "judged")):
+        tifffile.imwrite(tmp_path / f"{name}.tif", noisy(scene(n), n))
+    shutil.copy(tmp_path / "judged.tif", tmp_path / "copy.tif")
+    source = Source(name="all", files="*.tif")
+    settings = msgspec.structs.replace(TINY, sources=(source,), validation=("judged.tif",), split=None)
+    examples = gather(settings, [tmp_path], cache=tmp_path)
+    assert [f.name for f in examples.files] == ["a.tif", "b.tif"]
+    assert "validated on under another name: copy.tif" in caplog.text
 
 
 def test_a_critic_trains_along_and_resumes(stack: Path, tmp_path: Path) -> None:
@@ -207,6 +248,7 @@ def test_several_processes_train_one_model(stack: Path, tmp_path: Path) -> None:
         'id = "several"\npatch = 16\nbatch = 2\nsteps = 4\nvalidate_every = 2\nthreads = 1\namp = "off"\n'
         '[network]\nscale = 2\nwidths = [8, 12]\n[[sources]]\nname = "discs"\nfiles = "*.tif"\n'
         'stack = true\n[split]\nby = "region"\nfraction = 0.3\nguard_planes = 1\n'
+        "[procedural]\nimages = 2\nsize = 48\nshare = 0.5\n"  # which both render into one folder
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
     command += ["--rdzv-endpoint=127.0.0.1:0", "-m", "live_sr", "train", str(config)]

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from live_sr.errors import ConfigError, InputError
-from live_sr.train import evaluate
+from live_sr.train import evaluate, fit
 from live_sr.train.batches import Ahead, Batch
 from live_sr.train.examples import gather
 from live_sr.train.files import find_files
-from live_sr.train.fit import _generator, _has_bfloat16
 from live_sr.train.settings import TrainSettings, check
 from live_sr.upscaler import Upscaler
 
@@ -62,14 +61,14 @@ def batches(settings: TrainSettings, data: Sequence[Path], cache: Path) -> Ahead
     draw = gather(settings, data, cache=cache).draw
 
     def of_step(step: int) -> Batch:
-        return draw(settings.batch, _generator(settings.seed, step, 0))
+        return draw(settings.batch, fit.step_generator(settings.seed, step, 0))
 
     return Ahead(of_step, 0)
 
 
 def has_bfloat16() -> bool:
     """Whether our training computes in bfloat16 on this processor."""
-    return _has_bfloat16(torch.device("cpu"))
+    return fit.has_bfloat16(torch.device("cpu"))
 
 
 def score(upscaler: Upscaler, settings: TrainSettings, data: Sequence[Path]) -> list[Score]:
