@@ -211,9 +211,24 @@ def enhance(
         Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Of the computation.")
     ] = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads; 0 lets torch choose.")] = 0,
+    missing: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MASK",
+            help="Fill the pixels that are not zero in this mask, which has the planes of SOURCE, from "
+            "neighbouring sections; needs a model that was trained to.",
+        ),
+    ] = None,
+    fill: Annotated[
+        bool, typer.Option("--fill", help="Fill frames that SOURCE lacks in the same way.")
+    ] = False,
 ) -> int:
-    """Super-resolve a file, or finish the volume of an acquisition."""
+    """Super-resolve a file, or finish the volume of an acquisition.
+
+    What was filled is marked in NAME.filled beside the result: 255 where a pixel was filled.
+    """
     from live_sr.archive.enhance import enhance as run_enhance
+    from live_sr.archive.enhance import mark_path
 
     with contextlib.ExitStack() as stack:
         upscaler: Upscaler
@@ -227,11 +242,17 @@ def enhance(
             upscaler = load_upscaler(
                 ServerSettings(model=model or DEFAULT_MODEL, precision=precision, threads=threads)
             )
-        report = run_enhance(source, target, upscaler, progress=stack.enter_context(_bar("super-resolving")))
+        bar = stack.enter_context(_bar("super-resolving"))
+        report = run_enhance(source, target, upscaler, missing=missing, fill=fill, progress=bar)
     info = upscaler.info
     print(f"{target}: {report.written} frames computed with {info.id} ({info.sha256[:12]}), {info.precision}")
     if report.already:
         print(f"{report.already} frames were there already")
+    if fill or missing is not None:
+        print(
+            f"{mark_path(target)}: {report.filled_pixels} raw pixels of {report.filled} frames filled from "
+            f"neighbours; {report.black_pixels} that the neighbours lack as well stay black"
+        )
     for problem in report.problems:
         print(problem, file=sys.stderr)
     if not report.complete:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from live_sr.frame import DTYPES, Pixels, check_pixels
+from live_sr.holes import Missing
 from live_sr.neighbours import FrameCount, Neighbours
 
 
@@ -36,6 +37,8 @@ class UpscalerInfo:
         Frames that it sees at once, of which it restores the middle one.
     neighbours : {"t", "z", "t or z"}
         Along which axis they may lie.
+    holes : bool
+        Whether it fills missing pixels from the neighbours: then it is a :class:`HoleFiller`.
     """
 
     id: str
@@ -48,6 +51,7 @@ class UpscalerInfo:
     dtypes: tuple[str, ...] = DTYPES
     frames: FrameCount = 1
     neighbours: Neighbours = "t or z"
+    holes: bool = False
 
 
 def pixel_size_doubt(model: str, valid: tuple[float, float] | None, size_um: float | None) -> str | None:
@@ -92,6 +96,19 @@ class Upscaler(Protocol):
         Each (Y, X) frame comes back as (scale * Y, scale * X) with the same dtype and grey-level scale; a
         frame's result does not depend on the others in the call. A multi-frame model takes
         (info.frames, Y, X) for each and restores the middle one.
+        """
+        ...
+
+
+@runtime_checkable
+class HoleFiller(Upscaler, Protocol):
+    """An upscaler on this machine that also fills holes, if its model was trained to (``info.holes``)."""
+
+    def fill(self, frames: Sequence[Pixels], missing: Sequence[Missing]) -> list[Pixels]:
+        """Restore frames of which pixels are missing.
+
+        `missing` has the (frames, Y, X) of each of the `frames`: neighbours may have holes too. Pixels that no
+        frame has are black. What lies in a hole does not matter.
         """
         ...
 

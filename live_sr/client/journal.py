@@ -82,6 +82,8 @@ class Entry(msgspec.Struct, frozen=True, tag_field="type", tag="frame", omit_def
     used : dict or None
         Of a multi-frame model: positions along an axis of the frames that it was computed from, for example
         ``{"t": [3, 4, 5]}``; None when from itself alone.
+    filled : int
+        Raw pixels that were missing, and were filled from neighbours.
     reason : str or None
         Why it is not in the volume.
     """
@@ -96,6 +98,7 @@ class Entry(msgspec.Struct, frozen=True, tag_field="type", tag="frame", omit_def
     latency_ms: float | None = None
     raw_crc32: int | None = None
     used: dict[str, tuple[Number, ...]] | None = None
+    filled: Number = 0
     reason: str | None = None
 
     @property

@@ -102,7 +102,7 @@ class SRStore:
             Plain JSON values (paths become text), stored as they are. Needs ``model``: ``{"id", "sha256",
             "scale"}``; ``session``, ``raw``, ``started`` (ISO 8601) and ``regular`` (False when frames lie in
             order of arrival) also go into the journal. Versions, the source pixel size and the statement that
-            this is a computed image are added.
+            this is a computed image are added; a `statement` of the caller's own takes the place of that one.
 
         Raises
         ------
@@ -147,6 +147,7 @@ class SRStore:
         layout: VolumeLayout | None = None,
         model_sha256: str | None = None,
         session: str | None = None,
+        statement: str | None = None,
     ) -> SRStore:
         """Continue a volume that was made earlier; ``.journal`` says what is in it.
 
@@ -159,6 +160,8 @@ class SRStore:
             What the volume is expected to be, ``raw_layout.scaled(scale)``.
         model_sha256 : str, optional
             The model that is going to be used.
+        statement : str, optional
+            Takes the place of the statement that stands in its attributes.
 
         Raises
         ------
@@ -183,6 +186,7 @@ class SRStore:
             if misplaced is not None:
                 raise StoreError(f"journal {journal.path} is not of this volume: {misplaced}")
             provenance = {**attributes, "session": session or uuid.uuid4().hex, "status": "running"}
+            provenance |= {"statement": statement} if statement is not None else {}
             store = cls(path, found_layout, provenance, journal, found)
             if found.end is None:
                 store._recheck()
@@ -218,8 +222,8 @@ class SRStore:
         pixels : (Y, X), dtype of the layout
         entry : mapping, optional
             Further fields of its :class:`~live_sr.client.journal.Entry`: ``index`` (the event's own, where it
-            differs), ``n``, ``deferred``, ``latency_ms``, ``raw_crc32``, ``used``, and ``model_sha256`` after a
-            change of the model.
+            differs), ``n``, ``deferred``, ``latency_ms``, ``raw_crc32``, ``used``, ``filled``, and
+            ``model_sha256`` after a change of the model.
 
         Raises
         ------
@@ -524,10 +528,10 @@ def _provenance(given: Mapping[str, Any], layout: VolumeLayout) -> dict[str, Any
         "session": uuid.uuid4().hex,
         "started": _now(),
         "raw": None,
+        "statement": STATEMENT,
         **plain,
         "format": FORMAT,
         "computed": True,
-        "statement": STATEMENT,
         "status": "running",
         "source_pixel_size": [a.scale * model.scale for a in (y, x) if a.scale] if known else None,
         "source_pixel_unit": y.unit if known else None,

@@ -53,12 +53,14 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     pixel_size_um : (float, float) or None
         Raw pixel sizes it was trained for, micrometres.
     widths : tuple of int
-        Channels per level: with `scale` and `frames`, all that is needed to build the network again. Empty for
-        a network from elsewhere, which only its own file can build.
+        Channels per level: with `scale`, `frames` and `holes`, all that is needed to build the network again.
+        Empty for a network from elsewhere, which only its own file can build.
     frames : {1, 3, 5}
         Frames that it sees at once, of which it restores the middle one.
     neighbours : {"t", "z", "t or z"}
         What it was trained on: time points, adjacent sections, or both.
+    holes : bool
+        Whether it takes a mask of missing pixels beside the frames, and fills them from the neighbours.
     attribution : list of str
         Whose data the weights were trained on; must be passed on with the file.
     training : dict
@@ -77,6 +79,7 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     offset: float = 0.0
     frames: FrameCount = 1
     neighbours: Neighbours = "t or z"
+    holes: bool = False
     pixel_size_um: tuple[float, float] | None = None
     attribution: list[str] = []
     licence: str = ""

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from live_sr.errors import InputError
 from live_sr.frame import Pixels, check_pixels
+from live_sr.holes import LEAST_VALID, Missing, bridge, enlarged
 from live_sr.model import artifact
 from live_sr.model.artifact import Artifact, ModelRecord
 from live_sr.model.precision import choose, run
@@ -106,7 +107,12 @@ class Engine:
         if precision == "auto" and record.normalisation != "frame-mean-std":
             precision = "float32"
         self._network, chosen = choose(
-            model.module, sha256=model.sha256, device=self._device, wanted=precision, frames=record.frames
+            model.module,
+            sha256=model.sha256,
+            device=self._device,
+            wanted=precision,
+            frames=record.frames,
+            holes=record.holes,
         )
         self._record = record
         self._scale, self._halo, self._multiple = record.scale, record.halo, record.multiple
@@ -121,6 +127,7 @@ class Engine:
             pixel_size_um=record.pixel_size_um,
             frames=record.frames,
             neighbours=record.neighbours,
+            holes=record.holes,
         )
 
     @property
@@ -158,6 +165,42 @@ class Engine:
             When one is not a frame (see :func:`~live_sr.frame.check_pixels`), or larger than
             ``info.max_pixels``; nothing is computed then.
         """
+        self._check(frames)
+        with torch.inference_mode():
+            return [self._restore(frame) for frame in frames]
+
+    def fill(self, frames: Sequence[Pixels], missing: Sequence[Missing]) -> list[Pixels]:
+        """Restore frames of which pixels are missing; see :class:`~live_sr.upscaler.HoleFiller`.
+
+        Parameters
+        ----------
+        frames : sequence of (info.frames, Y, X) uint8 or uint16
+        missing : sequence of (info.frames, Y, X) bool
+            One for each of the `frames`; True where a pixel is missing.
+
+        Returns
+        -------
+        list of (scale * Y, scale * X), dtype of the frame in this machine's byte order
+            Pixels that none of the frames has are 0.
+
+        Raises
+        ------
+        InputError
+            When the model fills no holes, a mask does not fit its frame, or as :meth:`upscale`.
+        """
+        if not self._info.holes:
+            raise InputError(
+                f"{self._info.id} fills no holes: choose a model that was trained to, or leave the mask out"
+            )
+        self._check(frames)
+        given = [(mask.dtype.name, mask.shape) for mask in missing]
+        wanted = [("bool", frame.shape) for frame in frames]
+        if given != wanted:
+            raise InputError(f"the masks are {given}, and must be {wanted}: give one for each frame")
+        with torch.inference_mode():
+            return [self._fill(*given) for given in zip(frames, missing, strict=True)]
+
+    def _check(self, frames: Sequence[Pixels]) -> None:
         for frame in frames:
             check_pixels(frame, self._info.frames)
             y, x = frame.shape[-2:]
@@ -166,33 +209,54 @@ class Engine:
                     f"a frame of shape {(y, x)} has {y * x} pixels, this engine accepts "
                     f"{self._info.max_pixels}: raise max_pixels, or crop the frame"
                 )
-        with torch.inference_mode():
-            return [self._restore(frame) for frame in frames]
 
     def _restore(self, frame: Pixels) -> Pixels:
         middle = frame if frame.ndim == 2 else frame[len(frame) // 2]
-        y, x = middle.shape
-        s = self._scale
-        dtype = np.dtype(frame.dtype.name)  # in this machine's byte order
         level = grey_level(middle)
         if level.spread == 0:  # nothing to restore; at its edges the network would invent a pattern
-            return np.full((y * s, x * s), middle.flat[0], dtype)
+            y, x = middle.shape
+            return np.full((y * self._scale, x * self._scale), middle.flat[0], np.dtype(frame.dtype.name))
+        return self._compute(frame, np.zeros(middle.shape, bool), level)
+
+    def _fill(self, stack: Pixels, missing: Missing) -> Pixels:
+        hole: Missing = missing[len(stack) // 2]
+        nowhere: Missing = np.logical_and.reduce(missing)
+        stack = bridge(stack, missing)
+        if not hole.any():
+            return self._restore(stack)
+        if nowhere.all():
+            y, x = hole.shape
+            return np.zeros((y * self._scale, x * self._scale), np.dtype(stack.dtype.name))
+        level = _level_around(stack, hole, nowhere)
+        stack[:, nowhere] = round(level.mean)  # whatever it holds must not show around it
+        restored = self._compute(stack, hole, level)
+        restored[enlarged(nowhere, self._scale)] = 0
+        return restored
+
+    def _compute(self, frame: Pixels, hole: Missing, level: GreyLevel) -> Pixels:
+        """Tile by tile: (Y, X) or (frames, Y, X) of this grey level to (scale * Y, scale * X)."""
+        y, x = hole.shape
+        s = self._scale
+        dtype = np.dtype(frame.dtype.name)  # in this machine's byte order
         level = network_level(self._record, level, dtype)
         restored = np.empty((y * s, x * s), dtype)
         for tile in tiles((y, x), core=self._tile, halo=self._halo, multiple=self._multiple):
-            pixels = self._compute(frame[(..., *tile.window)], level)
+            pixels = self._compute_tile(frame[(..., *tile.window)], hole[tile.window], level)
             restored[_enlarged(tile.core, s)] = pixels[_enlarged(tile.inner, s)]
         return restored
 
-    def _compute(self, raw: Pixels, level: GreyLevel) -> NDArray[Any]:
-        """Restore one tile: (Y, X) or (frames, Y, X) to (scale * Y, scale * X)."""
+    def _compute_tile(self, raw: Pixels, hole: Missing, level: GreyLevel) -> NDArray[Any]:
         dtype = torch.uint8 if raw.dtype.itemsize == 1 else torch.uint16
         x = self._upload(raw, dtype).to(torch.float32).sub_(level.mean).div_(level.spread)
-        y = run(self._network, x.reshape(1, self._info.frames, *x.shape[-2:]))[0, 0]
+        x = x.reshape(1, self._info.frames, *x.shape[-2:])
+        if self._info.holes:
+            mask = self._upload(hole, torch.bool).to(torch.float32)
+            x = torch.cat([x, mask.reshape(1, 1, *mask.shape)], 1)
+        y = run(self._network, x)[0, 0]
         y = y.mul(level.spread).add_(level.mean).round_()  # half to even, as numpy rounds
         return self._download(y.clamp_(0, torch.iinfo(dtype).max).to(dtype))
 
-    def _upload(self, raw: Pixels, dtype: torch.dtype) -> Tensor:
+    def _upload(self, raw: NDArray[Any], dtype: torch.dtype) -> Tensor:
         # The copy is needed on the CPU as well: frames from the wire are read only, which torch does not take.
         staged = torch.empty(raw.shape, dtype=dtype, pin_memory=self._device.type == "cuda")
         staged.numpy()[...] = raw
@@ -223,6 +287,15 @@ def grey_level(frame: Pixels) -> GreyLevel:
     total = int(frame.sum(dtype=np.uint64))
     squares = int(np.einsum("yx,yx->", frame, frame, dtype=np.uint64, casting="safe"))
     return GreyLevel(total / n, math.sqrt((n * squares - total**2) / n**2))
+
+
+def _level_around(stack: Pixels, hole: Missing, nowhere: Missing) -> GreyLevel:
+    """Of the middle frame's measured pixels, or of the nearest frames where these are too few to tell."""
+    middle = len(stack) // 2
+    if hole.mean() <= 1 - LEAST_VALID:
+        return grey_level(stack[middle][None, ~hole])
+    nearest: Pixels = stack[[middle - 1, middle + 1]][:, ~nowhere]
+    return grey_level(nearest)
 
 
 def network_level(record: ModelRecord, frame: GreyLevel, dtype: np.dtype[Any]) -> GreyLevel:

@@ -62,7 +62,13 @@ class Difference:
 
 
 def choose(
-    module: torch.jit.ScriptModule, *, sha256: str, device: torch.device, wanted: str, frames: int = 1
+    module: torch.jit.ScriptModule,
+    *,
+    sha256: str,
+    device: torch.device,
+    wanted: str,
+    frames: int = 1,
+    holes: bool = False,
 ) -> tuple[torch.jit.ScriptModule, Precision]:
     """Make `module` ready to compute, in the precision `wanted` or, for "auto", in the best one.
 
@@ -76,6 +82,8 @@ def choose(
         A named precision is taken, however far from float32, as long as its output is finite.
     frames : int
         That the network sees at once.
+    holes : bool
+        Whether it takes a mask beside them.
 
     Raises
     ------
@@ -91,7 +99,7 @@ def choose(
     else:
         raise InputError(f"precision must be auto or one of {', '.join(PRECISIONS)}, not {wanted!r}")
     with torch.inference_mode():
-        frame = low_dose_frame(CHECKED_EDGE, frames)
+        frame = low_dose_frame(CHECKED_EDGE, frames, holes)
         expected = run(module, frame)
     if not bool(expected.isfinite().all()):
         raise ModelError("the model gives values that are not finite in float32: its weights are damaged")
@@ -113,7 +121,7 @@ def choose(
         raise ModelError(
             f"the model's float32 output on {device} differs from the CPU's: check its driver, or use the CPU"
         )
-    precision = _fastest(ready, device, frames)
+    precision = _fastest(ready, device, frames, holes)
     _remember(_key(sha256, device), precision)
     return ready[precision], precision
 
@@ -135,7 +143,7 @@ def prepare(
 
 
 def run(network: torch.jit.ScriptModule, x: Tensor) -> Tensor:
-    """Compute (B, frames, Y, X) to (B, 1, sY, sX) the same way at every call.
+    """Compute (B, channels, Y, X) to (B, 1, sY, sX) the same way at every call.
 
     The executor's own optimiser is off: it would specialise on the shapes of the first calls, and so round the
     first frames of a run differently from later ones.
@@ -157,10 +165,11 @@ def difference(
 
 
 @functools.cache
-def low_dose_frame(edge: int, frames: int = 1) -> Tensor:
+def low_dose_frame(edge: int, frames: int = 1, holes: bool = False) -> Tensor:
     """Low-dose frame that is always the same: membranes, discs and noise, (1, frames, edge, edge) float32.
 
-    Normalised: mean 0, standard deviation 1, of which :data:`NOISE` is noise, in each frame another.
+    Normalised: mean 0, standard deviation 1, of which :data:`NOISE` is noise, in each frame another. With
+    `holes` one more channel is the mask of a missing square.
     """
     rng = np.random.default_rng(edge)
     y, x = np.mgrid[:edge, :edge].astype(np.float64)
@@ -173,6 +182,10 @@ def low_dose_frame(edge: int, frames: int = 1) -> Tensor:
     scene = (scene - scene.mean()) / scene.std() * math.sqrt(1 - NOISE**2)
     noisy = scene + rng.normal(0, NOISE, (frames, *scene.shape))
     noisy = (noisy - noisy.mean()) / noisy.std()
+    if holes:
+        mask = np.zeros((1, edge, edge))
+        mask[:, edge // 3 : edge // 2, edge // 3 : edge // 2] = 1
+        noisy = np.concatenate([noisy, mask])
     return torch.from_numpy(noisy.astype(np.float32))[None]
 
 
@@ -181,11 +194,13 @@ def _candidates(device: torch.device) -> tuple[Precision, ...]:
     return ("float16", "bfloat16", "float32") if device.type == "cuda" else ("bfloat16", "float32")
 
 
-def _fastest(ready: dict[Precision, torch.jit.ScriptModule], device: torch.device, frames: int) -> Precision:
+def _fastest(
+    ready: dict[Precision, torch.jit.ScriptModule], device: torch.device, frames: int, holes: bool
+) -> Precision:
     """The first candidate that is clearly faster than float32, or float32."""
     if len(ready) == 1:
         return "float32"
-    frame = low_dose_frame(TIMED_EDGE[device.type], frames).to(device)
+    frame = low_dose_frame(TIMED_EDGE[device.type], frames, holes).to(device)
     seconds = dict.fromkeys(ready, math.inf)
     with torch.inference_mode():
         for network in ready.values():

@@ -12,7 +12,9 @@ calls it normalises (:mod:`live_sr.model.engine`), chooses the precision of ``bo
               down │       │ up                     └─ c − area mean ─ blur ─┘
                    └ block ┘                            (regional mean)
 
-x is the frame, or the frame with its neighbours as channels; c is the frame alone.
+x is the frame, or the frame with its neighbours as channels; c is the frame alone. With holes, x ends with the
+mask of the frame's missing pixels: there c is the mean of the two nearest neighbours, without a say in the
+regional mean.
 """
 
 from __future__ import annotations
@@ -30,6 +32,10 @@ MEAN_RADIUS = 7
 """Raw pixels; the box blur is 15 wide and applied twice. Wide enough that the raw noise it lets through is a
 twentieth of a pixel's, narrow enough that the mean of any 32 x 32 region is the raw one."""
 
+LEAST_WEIGHT = 0.25
+"""Share of a region's pixels from which its mean is corrected in full. At the straight edge of a hole it is a
+half; further in, where ever fewer and noisier pixels are left to go by, the correction fades."""
+
 
 class NetworkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything needed to build the network again.
@@ -42,11 +48,20 @@ class NetworkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         Channels of each level, finest first; each further level halves the resolution.
     frames : {1, 3, 5}
         Frames of a series that it sees at once, of which it restores the middle one.
+    holes : bool
+        Whether it takes the mask of the middle frame's missing pixels as one more channel, and fills them from
+        the neighbours: for 3 frames or more.
     """
 
     scale: int = 4
     widths: tuple[int, ...] = (16, 48, 64, 128)
     frames: FrameCount = 1
+    holes: bool = False
+
+    @property
+    def channels(self) -> int:
+        """Of the input: the frames, and the mask where there is one."""
+        return self.frames + int(self.holes)
 
 
 class Block(nn.Module):
@@ -70,7 +85,7 @@ class Body(nn.Module):
         super().__init__()
         widths = settings.widths
         finer, coarser = widths[:-1], widths[1:]
-        self.stem = nn.Conv2d(settings.frames, widths[0], 3, padding=1)
+        self.stem = nn.Conv2d(settings.channels, widths[0], 3, padding=1)
         self.encode = nn.ModuleList(Block(w) for w in finer)
         self.down = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in zip(finer, coarser, strict=True))
         self.bottom = Block(widths[-1])
@@ -83,7 +98,7 @@ class Body(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, frames, Y, X) with Y and X multiples of the pooling, to (B, 1, sY, sX)."""
+        """(B, channels, Y, X) with Y and X multiples of the pooling, to (B, 1, sY, sX)."""
         x = self.stem(x)  # (B, C0, Y, X)
         skips: list[Tensor] = []
         for encode, down in zip(self.encode, self.down):  # noqa: B905  TorchScript's zip has no strict
@@ -103,7 +118,8 @@ class SuperResolver(nn.Module):
 
     The output is the bilinear enlargement plus what ``body`` adds, corrected in float32 so that its regional
     mean is the raw one: a restored frame shows no brightness that was not measured, and does not flicker. Of
-    several frames the middle one is enlarged and gives the mean; the others only inform the body.
+    several frames the middle one is enlarged and gives the mean; the others only inform the body, except where
+    the middle one has a hole: what it holds there does not matter.
 
     Attributes
     ----------
@@ -113,6 +129,8 @@ class SuperResolver(nn.Module):
         Enlargement, and the raw pixels of the coarsest level's pixel: tiles must start at multiples of it.
     middle : int
         Channel of the frame that is restored.
+    holes : bool
+        Whether the last channel is the mask of its missing pixels.
     """
 
     def __init__(self, settings: NetworkSettings) -> None:
@@ -120,19 +138,40 @@ class SuperResolver(nn.Module):
         self.scale = settings.scale
         self.multiple = 2 ** (len(settings.widths) - 1)
         self.middle = settings.frames // 2
+        self.holes = settings.holes
+        self.least_weight = LEAST_WEIGHT
         self.body = Body(settings)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, frames, Y, X) float32, normalised, to (B, 1, scale * Y, scale * X) float32; any Y, X >= 1."""
+        """(B, channels, Y, X) float32, normalised, to (B, 1, scale * Y, scale * X) float32; any Y, X >= 1.
+
+        A mask is 1 where a pixel of the middle frame is missing, and 0 elsewhere.
+        """
+        if self.holes:
+            x = self.bridge(x)
         frame = x[:, self.middle : self.middle + 1]  # (B, 1, Y, X)
         out = self.enlarge(frame) + self.detail(x)
         for _ in range(2):  # twice: what the first pass leaves of a region's error, the second squares away
             error = frame - F.avg_pool2d(out, self.scale)  # (B, 1, Y, X)
-            out = out + self.enlarge(blur(blur(error)))
+            out = out + self.enlarge(self.regional(error, x))
         return out
 
+    def bridge(self, x: Tensor) -> Tensor:
+        """Put the mean of the two nearest neighbours into the middle frame's holes; same shape."""
+        before, after = x[:, self.middle - 1 : self.middle], x[:, self.middle + 1 : self.middle + 2]
+        frame = torch.where(x[:, -1:] > 0.5, (before + after) / 2, x[:, self.middle : self.middle + 1])
+        return torch.cat([x[:, : self.middle], frame, x[:, self.middle + 1 :]], 1)
+
+    def regional(self, error: Tensor, x: Tensor) -> Tensor:
+        """Mean over a region of the errors at pixels that were measured: (B, 1, Y, X) to the same shape."""
+        if not self.holes:
+            return blur(blur(error))
+        valid = 1 - x[:, -1:]
+        weight = blur(blur(valid)).clamp(min=self.least_weight)
+        return blur(blur(error * valid)) / weight
+
     def detail(self, x: Tensor) -> Tensor:
-        """What the trunk adds to the interpolated frame: (B, frames, Y, X) to (B, 1, scale * Y, scale * X)."""
+        """What the trunk adds to the interpolation: (B, channels, Y, X) to (B, 1, scale * Y, scale * X)."""
         y, x_ = x.shape[-2], x.shape[-1]
         below, right = -y % self.multiple, -x_ % self.multiple
         padded = F.pad(x, [0, right, 0, below], mode="replicate")
@@ -166,10 +205,13 @@ def measure_halo(settings: NetworkSettings) -> int:
     margin = 4 * block
     while True:
         edge = margin + block + margin
-        x = torch.ones(1, settings.frames, edge, edge, requires_grad=True)
+        x = torch.ones(1, settings.channels, edge, edge)
+        if settings.holes:
+            x[:, -1:] = 0  # the mean is corrected everywhere, which reaches furthest
+        x.requires_grad_()
         inner = slice(scale * margin, scale * (margin + block))
         (gradient,) = torch.autograd.grad(network(x)[..., inner, inner].sum(), x)
-        touched = gradient[0].ne(0).any(0).any(0).nonzero()  # columns, in any of the frames
+        touched = gradient[0].ne(0).any(0).any(0).nonzero()  # columns, in any channel
         first, last = int(touched.min()), int(touched.max())
         if first > 0 and last < edge - 1:
             reach = max(margin - first, last - (margin + block - 1))
@@ -192,5 +234,5 @@ def count_kmac(settings: NetworkSettings) -> float:
             module.register_forward_hook(count)
     edge, scale = 8 * int(network.multiple), settings.scale
     with torch.inference_mode():
-        network(torch.zeros(1, settings.frames, edge, edge))
+        network(torch.zeros(1, settings.channels, edge, edge))
     return total / (scale * edge) ** 2 / 1e3

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from live_sr.train.crappify import Crappifier
 from live_sr.train.dataset import Augment, Crops
+from live_sr.train.holes import HoleSettings, punch
 from live_sr.train.pairs import PairCrops
 
 BLIND = 0.015  # of the pixels of a crop are hidden at a time (Krull et al. 2019 hide 64 of 64 x 64)
@@ -34,7 +35,8 @@ class Batch(NamedTuple):
 
     Attributes
     ----------
-    raw : (B, frames, Y, X)
+    raw : (B, frames, Y, X), or (B, frames + 1, Y, X)
+        With holes the last channel is their mask: see :func:`live_sr.train.holes.punch`.
     truth : (B, 1, scale * Y, scale * X)
     where : (B, 1, scale * Y, scale * X) or None
         1 where the truth counts; None where it counts everywhere.
@@ -60,13 +62,28 @@ class Degraded:
     crops: Crops
     crappifier: Crappifier
     scale: int
+    holes: HoleSettings | None = None
 
     def __call__(self, n: int, generator: torch.Generator) -> Batch:
         """See :class:`Batches`."""
-        truth = self.crops.batch(n, generator)
-        middle = truth.shape[1] // 2
-        raw = self.crappifier(truth, self.scale, generator)
-        return Batch(raw, truth[:, middle : middle + 1])
+        return degraded(self.crops.batch(n, generator), self.crappifier, self.scale, self.holes, generator)
+
+
+def degraded(
+    frames: Tensor,
+    crappifier: Crappifier,
+    scale: int,
+    holes: HoleSettings | None,
+    generator: torch.Generator,
+) -> Batch:
+    """Degrade (n, frames, scale * Y, scale * X), and punch holes into what the middle one became."""
+    middle = frames.shape[1] // 2
+    truth = frames[:, middle : middle + 1]
+    raw = crappifier(frames, scale, generator)
+    if holes is not None:
+        # Beyond the end of a stack the middle frame itself is repeated, and must not show what it lacks.
+        raw = punch(raw, (frames == truth).flatten(2).all(-1), holes, generator)
+    return Batch(raw, truth)
 
 
 @dataclass(frozen=True)

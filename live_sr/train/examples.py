@@ -21,6 +21,7 @@ from live_sr.train.batches import (
     Mixed,
     NoiseToNoise,
     Paired,
+    degraded,
 )
 from live_sr.train.crappify import Crappifier, Detector, Dose, Undersample
 from live_sr.train.dataset import Crops, neighbours
@@ -152,7 +153,7 @@ def _restoring(
     draw: Batches | None = None
     if pools:
         crops = Crops(pools, size, settings.augment, network.frames)
-        draw = Degraded(crops, settings.crappifier, network.scale)
+        draw = Degraded(crops, settings.crappifier, network.scale, settings.holes)
     if pairs:
         paired = Paired(PairCrops(pairs, settings.patch, network.scale, settings.augment))
         draw = Mixed(paired, draw, settings.pairs_share) if draw is not None else paired
@@ -161,8 +162,9 @@ def _restoring(
 
     judge = evaluation_crappifier(settings.validation_dose, settings.validation_read_noise)
     generator = torch.Generator().manual_seed(settings.seed)
+    holes = msgspec.structs.replace(settings.holes, share=1.0) if settings.holes is not None else None
     validation = [
-        Example(pool.name, _degraded(frames, judge, network.scale, generator), drawn=i == 0)
+        Example(pool.name, degraded(frames, judge, network.scale, holes, generator), drawn=i == 0)
         for pool in held_out
         for i, frames in enumerate(_middles(pool, network.scale, network.frames))
     ]
@@ -234,8 +236,3 @@ def _paired(pair: Pair, scale: int) -> Batch:
         for plane, (y, x) in ((pair.low, low), (pair.high, high))
     )
     return Batch(raw, truth)
-
-
-def _degraded(frames: Tensor, crappifier: Crappifier, scale: int, generator: torch.Generator) -> Batch:
-    middle = frames.shape[1] // 2
-    return Batch(crappifier(frames, scale, generator), frames[:, middle : middle + 1])

@@ -33,11 +33,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from live_sr.errors import ConfigError, InputError
+from live_sr.holes import LEAST_VALID
 from live_sr.model import artifact
 from live_sr.model.unet import SuperResolver, count_kmac, measure_halo
 from live_sr.train.batches import Ahead, Batch
 from live_sr.train.examples import Example, Examples, gather
 from live_sr.train.files import File
+from live_sr.train.holes import Shown, parted
 from live_sr.train.losses import Adversary, critic_loss, fooling_loss, masked_psnr, restoration_loss, ssim
 from live_sr.train.rundir import RunFolder, commit
 from live_sr.train.settings import TrainSettings, check
@@ -316,6 +318,7 @@ class _Run:
         """Score the averaged weights, draw them, and keep them when they are the best so far."""
         state = self.state
         scores: dict[str, list[tuple[float, float]]] = {}
+        in_holes: list[tuple[float, float]] = []
         rows: list[Row] = []
         with torch.inference_mode():
             for example in self.examples.validation:
@@ -326,6 +329,7 @@ class _Run:
                 similarity = float(ssim(restored, truth)) if where is None else math.nan
                 quality = masked_psnr(restored, truth, where), similarity
                 scores.setdefault(example.name, []).append(quality)
+                in_holes += _quality_in_holes(example.batch, restored)
                 if len(rows) < SHEET_ROWS and example.drawn:
                     rows.append(_pictures(example, restored))
         everything = np.array([q for qualities in scores.values() for q in qualities])
@@ -333,8 +337,10 @@ class _Run:
         if state.best is None or score.psnr > state.best.psnr:
             state.best, state.best_step = score, state.step
             state.best_weights = {k: v.detach().cpu().clone() for k, v in state.average.state_dict().items()}
+        filled, between = np.mean(in_holes, axis=0) if in_holes else (math.nan, math.nan)
         self.console.print(
             f"step {state.step} loss {state.mean_loss:.4f} val {score.psnr:.3f} dB {score.ssim:.4f}"
+            + (f", in holes {filled:.3f} dB, interpolated {between:.3f} dB" if in_holes else "")
         )
         if self.rank == 0:
             row: dict[str, float | int] = {"step": state.step, "seconds": round(state.elapsed_s, 1)}
@@ -342,6 +348,8 @@ class _Run:
             for name, qualities in scores.items():
                 mean = np.mean(qualities, axis=0)
                 row |= {f"psnr {name}": float(mean[0]), f"ssim {name}": float(mean[1])}
+            if in_holes:
+                row |= {"psnr in holes": float(filled), "psnr in holes, interpolated": float(between)}
             self.folder.log(row)
             self.folder.sheet(state.step, draw_sheet(("low", "bicubic", "restored", "truth"), rows))
         return score
@@ -373,22 +381,65 @@ def restore(network: nn.Module, raw: Tensor, jitter: torch.Generator | None = No
     """Normalise, run the network, undo: (B, frames, Y, X) to (B, 1, sY, sX), in `raw`'s units.
 
     Mean and standard deviation are those of each example's middle frame. With `jitter` they are varied, as
-    those of a whole frame differ from a patch's.
+    those of a whole frame differ from a patch's. A mask of holes may follow the frames.
     """
-    middle = raw[:, raw.shape[1] // 2 : raw.shape[1] // 2 + 1]
-    mean = middle.mean(dim=(2, 3), keepdim=True)
-    std = middle.std(dim=(2, 3), keepdim=True).clamp(min=1 / 255)
+    shown = parted(raw)
+    mean, std = _level(shown)
     if jitter is not None:
         n = raw.shape[0]
         shift = (2 * torch.rand((n, 1, 1, 1), generator=jitter) - 1) * MEAN_JITTER
         stretch = torch.exp(STD_JITTER * torch.randn((n, 1, 1, 1), generator=jitter))
         mean = mean + std * shift.to(raw.device)
         std = std * stretch.to(raw.device)
-    restored: Tensor = network((raw - mean) / std) * std + mean
+    x = (shown.frames - mean) / std
+    if shown.hole is not None:
+        x = torch.cat((x, shown.hole), 1)
+    restored: Tensor = network(x) * std + mean
     return restored
 
 
+def interpolate(raw: Tensor, scale: int) -> Tensor:
+    """What hole filling is measured by: the mean of the nearest neighbours, enlarged bilinearly.
+
+    (B, frames + 1, Y, X) to (B, 1, scale * Y, scale * X).
+    """
+    frames, middle = parted(raw).frames, parted(raw).middle
+    between = (frames[:, middle - 1 : middle] + frames[:, middle + 1 : middle + 2]) / 2
+    return nn.functional.interpolate(between, scale_factor=scale, mode="bilinear")
+
+
 # ------------------------------------------------------------------------------------------------- parts
+
+
+def _level(shown: Shown) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the middle frame, (B, 1, 1, 1) each, as far as it is there.
+
+    Where too little of it is there they are the nearest neighbours', as in the engine.
+    """
+    middle = shown.frames[:, shown.middle : shown.middle + 1]
+    if shown.hole is None:
+        mean, std = middle.mean(dim=(2, 3), keepdim=True), middle.std(dim=(2, 3), keepdim=True)
+    else:
+        valid = 1 - shown.hole
+        enough = valid.mean(dim=(2, 3), keepdim=True) >= LEAST_VALID
+        around = 1 - enough.float().expand_as(valid)
+        near = shown.frames[:, shown.middle - 1 : shown.middle + 2]
+        weight = torch.cat((around, valid * enough, around), 1)  # (B, 3, Y, X)
+        total = weight.sum(dim=(1, 2, 3), keepdim=True)
+        mean = (weight * near).sum(dim=(1, 2, 3), keepdim=True) / total
+        std = ((weight * (near - mean).square()).sum(dim=(1, 2, 3), keepdim=True) / (total - 1)).sqrt()
+    return mean, std.clamp(min=1 / 255)
+
+
+def _quality_in_holes(batch: Batch, restored: Tensor) -> list[tuple[float, float]]:
+    """PSNR in dB inside the holes of one example, restored and interpolated; nothing where it has none."""
+    hole = parted(batch.raw).hole
+    if hole is None or not hole.any():
+        return []
+    scale = restored.shape[-1] // hole.shape[-1]
+    where = nn.functional.interpolate(hole, scale_factor=scale, mode="nearest")
+    between = interpolate(batch.raw, scale)
+    return [(masked_psnr(restored, batch.truth, where), masked_psnr(between, batch.truth, where))]
 
 
 def step_generator(seed: int, step: int, rank: int, purpose: int = 0) -> torch.Generator:
@@ -519,7 +570,8 @@ def _take_weights(network: nn.Module, trained: nn.Module) -> None:
 def _pictures(example: Example, restored: Tensor) -> Row:
     """The middle of one validation image: low, bicubic, restored, truth."""
     raw, truth, _ = example.batch
-    raw = raw[:, raw.shape[1] // 2][:, None]
+    shown = parted(raw)
+    raw = shown.frames[:, shown.middle][:, None]
     bicubic = nn.functional.interpolate(raw, size=truth.shape[-2:], mode="bicubic")
     scale = truth.shape[-1] // raw.shape[-1]
     edge = min(SHEET_EDGE, *truth.shape[-2:]) // scale * scale
@@ -543,6 +595,7 @@ def _record(
         widths=settings.network.widths,
         frames=settings.network.frames,
         neighbours=settings.neighbours,
+        holes=settings.network.holes,
         pixel_size_um=settings.pixel_size_um,
         attribution=[
             *(s.attribution for s in settings.sources if s.attribution),

@@ -12,6 +12,7 @@ from live_sr.model.unet import NetworkSettings
 from live_sr.neighbours import Neighbours
 from live_sr.train.crappify import Crappifier, load_crappifier
 from live_sr.train.dataset import Augment
+from live_sr.train.holes import HoleSettings
 from live_sr.train.losses import LossSettings
 from live_sr.train.pairs import PairSource
 from live_sr.train.pools import Source
@@ -70,6 +71,8 @@ class TrainSettings(Settings, frozen=True, forbid_unknown_fields=True, kw_only=T
         Raw pixel sizes that the data cover, for the model's record.
     neighbours : {"t", "z", "t or z"}
         Of a network of several frames: what the planes of the stacks are, time points or sections.
+    holes : HoleSettings or None
+        Exactly for a network with holes: what the examples miss, to be filled from their neighbours.
     threads : int
         CPU threads; 0 lets torch choose.
     """
@@ -102,6 +105,7 @@ class TrainSettings(Settings, frozen=True, forbid_unknown_fields=True, kw_only=T
     start: str = ""
     pixel_size_um: tuple[float, float] | None = None
     neighbours: Neighbours = "t or z"
+    holes: HoleSettings | None = None
     licence: str = ""
     seed: int = 0
     threads: int = 0
@@ -168,6 +172,7 @@ def check(settings: TrainSettings) -> None:
         )
     if settings.pairs and not 0 < settings.pairs_share <= 1:
         raise ConfigError(f"pairs_share = {settings.pairs_share:g}: must be above 0 and at most 1")
+    _check_holes(settings)
     if settings.task == "restore":
         settings.crappifier  # noqa: B018  refused now, not after the images were read
         return
@@ -182,3 +187,26 @@ def check(settings: TrainSettings) -> None:
         )
     if settings.loss.adversarial:
         raise ConfigError(f"task {settings.task!r} has no truth to compare with: set loss.adversarial = 0")
+
+
+def _check_holes(settings: TrainSettings) -> None:
+    network, holes = settings.network, settings.holes
+    if network.holes != (holes is not None):
+        raise ConfigError(
+            f"network.holes is {str(network.holes).lower()}, and there is {'a' if holes else 'no'} [holes]: "
+            "a network learns to fill holes from examples that have them, set both or none"
+        )
+    if holes is None:
+        return
+    if network.frames == 1 or settings.pairs:
+        raise ConfigError(
+            f"network.frames = {network.frames} and {len(settings.pairs)} pairs: holes are filled from "
+            "neighbours, set network.frames to 3 or 5 and leave out pairs"
+        )
+    kinds = (holes.tiles, holes.bands, holes.lines)
+    ranges = (holes.tile_px, holes.band_px, holes.band_length_px, holes.lines_px)
+    if holes.most < 1 or min(kinds) < 0 or sum(kinds) <= 0 or any(not 0 < low <= high for low, high in ranges):
+        raise ConfigError(
+            f"holes: most = {holes.most}, shares {kinds}, sizes {ranges}: need one hole or more, a kind with "
+            "a share, and sizes above 0 with the smaller one first"
+        )
