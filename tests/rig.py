@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -165,3 +166,13 @@ SEQUENCES = {
     ),
 }
 """One of each kind of sequence."""
+
+RUNS = (*SEQUENCES, "generator", "two cameras", "two cameras and positions")
+
+
+def events_of(name: str, mmc: CMMCorePlus) -> Any:
+    """One of :data:`RUNS`, with the cameras that it needs."""
+    if name.startswith("two cameras"):
+        use_two_cameras(mmc)
+        return SEQUENCES["positions"] if name.endswith("positions") else SEQUENCES["t c"]
+    return iter(list(SEQUENCES["t c z"])) if name == "generator" else SEQUENCES[name]

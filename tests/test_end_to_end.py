@@ -41,15 +41,16 @@ from live_sr.errors import ConfigError, InputError, StoreError
 from live_sr.frame import Counts
 from live_sr.upscaler import bilinear
 from rig import (  # noqa: F401  mmc is a fixture
+    RUNS,
     SCALE,
     SEQUENCES,
     SHAPE,
     WAIT_S,
     Gated,
     assert_restored,
+    events_of,
     mmc,
     serving,
-    use_two_cameras,
 )
 
 pytestmark = [
@@ -84,17 +85,12 @@ def assert_clean(report: SessionReport, n: int) -> None:
 # --------------------------------------------------------------------------------- what is written
 
 
-@pytest.mark.parametrize("name", [*SEQUENCES, "generator", "two cameras", "two cameras and positions"])
+@pytest.mark.parametrize("name", RUNS)
 def test_the_volume_has_raws_axes_and_every_frame_at_its_place(
     mmc: CMMCorePlus, tmp_path: Path, name: str
 ) -> None:
     raw, sr_path = paths(tmp_path)
-    events: Any = SEQUENCES.get(name, SEQUENCES["t c z"])
-    if name == "generator":
-        events = iter(list(events))
-    if name.startswith("two cameras"):
-        use_two_cameras(mmc)
-        events = SEQUENCES["positions"] if name.endswith("positions") else SEQUENCES["t c"]
+    events = events_of(name, mmc)
     with serving() as server, LiveSR(server.address, save=sr_path) as sr:
         assert sr.wait_ready(WAIT_S)
         sr.attach(mmc)

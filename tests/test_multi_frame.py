@@ -27,9 +27,8 @@ from live_sr.client.link import RemoteUpscaler
 from live_sr.client.volume import VolumeReader
 from live_sr.frame import Counts
 from live_sr.model import artifact
-from live_sr.model.artifact import ModelRecord
 from live_sr.model.engine import load_engine
-from live_sr.model.unet import NetworkSettings, SuperResolver, measure_halo
+from live_sr.model.unet import NetworkSettings, SuperResolver
 from live_sr.upscaler import Bilinear, Upscaler, bilinear
 from rig import (  # noqa: F401  mmc is a fixture
     SCALE,
@@ -37,11 +36,12 @@ from rig import (  # noqa: F401  mmc is a fixture
     SHAPE,
     WAIT_S,
     Gated,
+    events_of,
     mmc,
     serving,
-    use_two_cameras,
 )
 from test_end_to_end import Faulty, assert_clean, frames, nobody, paths
+from tiny import record_of
 
 pytestmark = [pytest.mark.filterwarnings("ignore:Multi-camera acquisition combined:UserWarning")]
 
@@ -115,12 +115,7 @@ def test_each_frame_is_restored_with_its_neighbours_and_no_others(
     mmc: CMMCorePlus, tmp_path: Path, name: str
 ) -> None:
     raw, sr_path = paths(tmp_path)
-    events: Any = SEQUENCES.get(name, SEQUENCES["t c z"])
-    if name == "generator":
-        events = iter(list(events))
-    if name.startswith("two cameras"):
-        use_two_cameras(mmc)
-        events = SEQUENCES["positions"] if name.endswith("positions") else SEQUENCES["t c"]
+    events = events_of(name, mmc)
     model = Bilinear(SCALE, frames=3)
     with serving(model) as server, LiveSR(server.address, save=sr_path) as sr:
         assert sr.wait_ready(WAIT_S)
@@ -458,18 +453,7 @@ def network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     torch.manual_seed(5)
     net = SuperResolver(settings).eval()
     torch.nn.init.normal_(net.body.head.weight, std=0.2)
-    record = ModelRecord(
-        id="tiny-x2-f3",
-        scale=2,
-        normalisation="frame-mean-std",
-        halo=measure_halo(settings),
-        multiple=net.multiple,
-        parameters=1,
-        kmac_per_output_pixel=1.0,
-        widths=settings.widths,
-        frames=3,
-        neighbours="z",
-    )
+    record = record_of(net, settings, id="tiny-x2-f3", neighbours="z")
     path = tmp_path / "tiny-x2-f3.pt"
     artifact.save(net, record, path)
     return path

@@ -27,7 +27,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from live_sr.config import load
-from live_sr.model.unet import Block, NetworkSettings, SuperResolver
+from live_sr.model.unet import Block, NetworkSettings, SuperResolver, kmac_on
 from live_sr.train.batches import Batch
 from live_sr.train.examples import Example, evaluation_crappifier, gather
 from live_sr.train.fit import CLIP_NORM, restore
@@ -253,7 +253,7 @@ def explore(name: str, variant: Variant, data: Path, steps: int, cache: Path) ->
                 mean.lerp_(now, 1 - decay)
     quality = score(average, [*examples.validation, *_tissues(scale)])
     parameters = sum(p.numel() for p in network.parameters())
-    return Result(name, parameters, cost(network, scale), 1000 * spent / steps, quality)
+    return Result(name, parameters, kmac_on(network, torch.zeros(1, 1, 64, 64)), 1000 * spent / steps, quality)
 
 
 def score(network: nn.Module, examples: list[Example]) -> dict[str, tuple[float, float]]:
@@ -268,22 +268,6 @@ def score(network: nn.Module, examples: list[Example]) -> dict[str, tuple[float,
                 (masked_psnr(restored, truth, None), float(ssim(restored, truth)))
             )
     return {name: tuple(map(float, np.mean(values, axis=0))) for name, values in found.items()}
-
-
-def cost(network: SuperResolver, scale: int) -> float:
-    """Thousand multiply-accumulates of the convolutions per output pixel, at 64 x 64 raw pixels."""
-    total = 0
-
-    def count(module: nn.Module, _: object, out: Tensor) -> None:
-        nonlocal total
-        total += out[0].numel() * module.weight[0].numel()
-
-    hooks = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, nn.Conv2d)]
-    with torch.inference_mode():
-        network(torch.zeros(1, 1, 64, 64))
-    for hook in hooks:
-        hook.remove()
-    return total / (64 * scale) ** 2 / 1e3
 
 
 def _tissues(scale: int) -> list[Example]:

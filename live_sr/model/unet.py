@@ -222,17 +222,22 @@ def measure_halo(settings: NetworkSettings) -> int:
 def count_kmac(settings: NetworkSettings) -> float:
     """Thousand multiply-accumulates of the convolutions per output pixel."""
     network = SuperResolver(settings)
+    edge = 8 * int(network.multiple)
+    return kmac_on(network, torch.zeros(1, settings.channels, edge, edge))
+
+
+def kmac_on(network: nn.Module, x: Tensor) -> float:
+    """The same of any network, as counted on one input (1, C, Y, X)."""
     total = 0
 
     def count(module: nn.Module, _: object, out: Tensor) -> None:
         nonlocal total
         assert isinstance(module, nn.Conv2d)
-        total += out[0].numel() * module.weight[0].numel()
+        total += out.numel() * module.weight[0].numel()
 
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            module.register_forward_hook(count)
-    edge, scale = 8 * int(network.multiple), settings.scale
+    hooks = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, nn.Conv2d)]
     with torch.inference_mode():
-        network(torch.zeros(1, settings.channels, edge, edge))
-    return total / (scale * edge) ** 2 / 1e3
+        out: Tensor = network(x)
+    for hook in hooks:
+        hook.remove()
+    return total / out.numel() / 1e3

@@ -23,11 +23,11 @@ from live_sr.client.volume import read_layout
 from live_sr.config import ServerSettings
 from live_sr.errors import InputError, LiveSRError, StoreError
 from live_sr.model import artifact
-from live_sr.model.artifact import ModelRecord
 from live_sr.model.engine import Engine, load_engine
-from live_sr.model.unet import NetworkSettings, SuperResolver, measure_halo
+from live_sr.model.unet import NetworkSettings, SuperResolver
 from live_sr.serve.loop import Server
 from live_sr.upscaler import Bilinear
+from tiny import record_of
 
 Z, Y, X = 6, 16, 20
 
@@ -39,18 +39,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(5)
     net = SuperResolver(settings).eval()
     torch.nn.init.normal_(net.body.head.weight, std=0.2)
-    record = ModelRecord(
-        id="holes-x2",
-        scale=2,
-        normalisation="frame-mean-std",
-        halo=measure_halo(settings),
-        multiple=net.multiple,
-        parameters=1,
-        kmac_per_output_pixel=1.0,
-        widths=settings.widths,
-        frames=3,
-        holes=True,
-    )
+    record = record_of(net, settings, id="holes-x2")
     path = tmp_path_factory.mktemp("model") / "holes-x2.pt"
     artifact.save(net, record, path)
     return path

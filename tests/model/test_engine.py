@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,21 +14,13 @@ from numpy.typing import NDArray
 from live_sr.errors import InputError, ModelError
 from live_sr.frame import Pixels, stacked
 from live_sr.model import artifact
-from live_sr.model.artifact import Artifact, ModelRecord
+from live_sr.model.artifact import Artifact
 from live_sr.model.engine import Engine, grey_level, load_engine
-from live_sr.model.unet import NetworkSettings, SuperResolver, measure_halo
+from live_sr.model.unet import NetworkSettings, SuperResolver
 from live_sr.upscaler import Upscaler
+from tiny import one_thread, record_of  # noqa: F401  a fixture
 
 SETTINGS = NetworkSettings(scale=4, widths=(4, 6, 8))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """A network this small only loses by sharing its work, the more so on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
@@ -48,19 +39,7 @@ def network(head: float = 0.1, settings: NetworkSettings = SETTINGS) -> SuperRes
 
 
 def save(net: SuperResolver, path: Path, settings: NetworkSettings = SETTINGS) -> Path:
-    record = ModelRecord(
-        id="tiny-x4",
-        scale=settings.scale,
-        normalisation="frame-mean-std",
-        halo=measure_halo(settings),
-        multiple=net.multiple,
-        parameters=1,
-        kmac_per_output_pixel=1.0,
-        widths=settings.widths,
-        frames=settings.frames,
-        neighbours="z",
-        pixel_size_um=(0.004, 0.02),
-    )
+    record = record_of(net, settings, id="tiny-x4", neighbours="z", pixel_size_um=(0.004, 0.02))
     artifact.save(net, record, path)
     return path
 

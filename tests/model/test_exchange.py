@@ -23,22 +23,14 @@ from live_sr.cli import app
 from live_sr.errors import ConfigError, InputError, ModelError
 from live_sr.frame import Pixels
 from live_sr.model import artifact
-from live_sr.model.artifact import ModelRecord, torchscript
+from live_sr.model.artifact import torchscript
 from live_sr.model.engine import Engine, load_engine
 from live_sr.model.exchange import export_model, import_model, list_models
 from live_sr.model.foreign import MAX_UNPACKED
 from live_sr.model.unet import NetworkSettings, SuperResolver, measure_halo
+from tiny import one_thread, record_of  # noqa: F401  a fixture
 
 SETTINGS = NetworkSettings(scale=2, widths=(4, 6))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """A network this small only loses by sharing its work, the more so on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -80,15 +72,12 @@ def own_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(3)
     network = SuperResolver(SETTINGS).eval()
     nn.init.normal_(network.body.head.weight, std=0.1)
-    record = ModelRecord(
+    record = record_of(
+        network,
+        SETTINGS,
         id="tiny-x2",
-        scale=2,
-        normalisation="frame-mean-std",
-        halo=measure_halo(SETTINGS),
-        multiple=network.multiple,
         parameters=sum(p.numel() for p in network.parameters()),
         kmac_per_output_pixel=1.5,
-        widths=SETTINGS.widths,
         pixel_size_um=(0.004, 0.02),
         attribution=["A. Scientist: images (https://example.org/images), CC BY 4.0"],
         licence="BSD-3-Clause; pass the attribution on",
@@ -120,18 +109,8 @@ def test_a_model_file_of_our_own_is_imported_as_it_is(own_model: Path, tmp_path:
 
 def test_a_model_of_several_frames_is_imported_too(tmp_path: Path) -> None:
     settings = NetworkSettings(scale=2, widths=(8, 12), frames=3)
-    record = ModelRecord(
-        id="three",
-        scale=2,
-        normalisation="frame-mean-std",
-        halo=16,
-        multiple=2,
-        parameters=1,
-        kmac_per_output_pixel=1.0,
-        widths=settings.widths,
-        frames=3,
-    )
-    artifact.save(SuperResolver(settings), record, tmp_path / "three.pt")
+    net = SuperResolver(settings)
+    artifact.save(net, record_of(net, settings, id="three"), tmp_path / "three.pt")
     import_model(tmp_path / "three.pt")
     assert artifact.load("three").record.frames == 3
 

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from live_sr.errors import InputError
 from live_sr.frame import Pixels
 from live_sr.model import artifact
-from live_sr.model.artifact import Artifact, ModelRecord, torchscript
+from live_sr.model.artifact import Artifact, torchscript
 from live_sr.model.engine import Engine
 from live_sr.model.unet import NetworkSettings, SuperResolver, blur, count_kmac, measure_halo
 from live_sr.upscaler import Bilinear, HoleFiller
+from tiny import record_of
 
 HOLED = NetworkSettings(scale=2, widths=(4, 6), frames=5, holes=True)
 MIDDLE = 2
@@ -150,19 +151,7 @@ def test_the_mask_costs_one_channel_of_the_stem() -> None:
 
 def save(path: Path, settings: NetworkSettings = HOLED) -> Path:
     net = network(settings)
-    record = ModelRecord(
-        id=path.stem,
-        scale=settings.scale,
-        normalisation="frame-mean-std",
-        halo=measure_halo(settings),
-        multiple=net.multiple,
-        parameters=1,
-        kmac_per_output_pixel=1.0,
-        widths=settings.widths,
-        frames=settings.frames,
-        neighbours="z",
-        holes=settings.holes,
-    )
+    record = record_of(net, settings, id=path.stem, neighbours="z")
     artifact.save(net, record, path)
     return path
 

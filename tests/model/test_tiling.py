@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
 
 from live_sr.model.tiling import tiles
 from live_sr.model.unet import NetworkSettings, SuperResolver, measure_halo
+from tiny import one_thread  # noqa: F401  a fixture
 
 SHAPES = [(1, 1), (64, 64), (65, 64), (97, 131), (1, 5000), (5000, 3), (200, 33), (130, 400)]
 
@@ -41,15 +40,6 @@ def test_frames_up_to_a_million_pixels_stay_whole(shape: tuple[int, int], pieces
 def test_tiles_of_one_frame_are_of_equal_size_up_to_the_multiple() -> None:
     rows = {t.core[0].stop - t.core[0].start for t in tiles((1030, 2000), core=512, halo=40, multiple=4)}
     assert rows == {344, 342}  # not 512, 512 and 6
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """A network this small only loses by sharing its work, the more so on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def restore_by_tiles(network: SuperResolver, x: torch.Tensor, *, core: int, halo: int) -> torch.Tensor:

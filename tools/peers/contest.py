@@ -34,6 +34,7 @@ from live_sr.errors import InputError, LiveSRError
 from live_sr.frame import Pixels
 from live_sr.model import artifact
 from live_sr.model.engine import load_engine
+from live_sr.model.unet import kmac_on
 from live_sr.train.rundir import commit
 from live_sr.train.settings import TrainSettings
 from live_sr.upscaler import UpscalerInfo
@@ -94,9 +95,7 @@ def contest(given: Namespace, console: Console) -> None:
     )
 
     network.eval()
-    with torch.inference_mode():
-        edge = 4 * MULTIPLE
-        kmac = ground.count_kmac(network, torch.zeros(1, 1, edge, edge))
+    kmac = kmac_on(network, torch.zeros(1, 1, 4 * MULTIPLE, 4 * MULTIPLE))
     parameters = sum(p.numel() for p in network.parameters())
     peer_cost = {name: run[name] for name in ("steps", "minutes", "threads")}
     peer_cost |= {"parameters": parameters, "kmac": kmac}

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
 
 from live_sr.errors import ConfigError, InputError
 from live_sr.train import evaluate, fit
@@ -91,19 +90,3 @@ def score(upscaler: Upscaler, settings: TrainSettings, data: Sequence[Path]) -> 
         Score(name, found.mean.images, {m: (q.psnr, q.ssim) for m, q in found.mean.methods.items()})
         for name, found in sets
     ]
-
-
-def count_kmac(network: nn.Module, frame: Tensor) -> float:
-    """Thousand multiply-accumulates of the convolutions per output pixel, as counted on `frame`."""
-    total = 0
-
-    def count(module: nn.Module, _: object, out: Tensor) -> None:
-        nonlocal total
-        assert isinstance(module, nn.Conv2d)
-        total += out.numel() * module.weight[0].numel()
-
-    hooks = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, nn.Conv2d)]
-    restored: Tensor = network(frame)
-    for hook in hooks:
-        hook.remove()
-    return total / restored.numel() / 1e3
