@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -34,7 +34,15 @@ from live_sr.acquire.records import Record, Records
 from live_sr.acquire.report import RunReport, SessionReport
 from live_sr.acquire.run import Run
 from live_sr.acquire.spool import Spool
-from live_sr.client.feed import Feed, FeedStatus, FrameInfo, RunState, ServerStatus
+from live_sr.client.feed import (
+    Feed,
+    FeedStatus,
+    FrameInfo,
+    RunState,
+    SequenceStatus,
+    ServerStatus,
+    StageUm,
+)
 from live_sr.client.link import Link, why_not_mixed
 from live_sr.config import DEFAULT_ADDRESS
 from live_sr.errors import InputError, LiveSRError, StoreError
@@ -886,6 +894,8 @@ class LiveSR:
             channel=channel.config if channel is not None else "",
             deferred=record.deferred,
             latency_ms=latency_ms,
+            stage_um=_stage_um(record.meta),
+            exposure_ms=_number(record.meta.get("exposure_ms")),
         )
 
     def _status(self, state: RunState) -> FeedStatus:
@@ -908,7 +918,25 @@ class LiveSR:
             ),
             queue="full" if full >= 1 else "high" if full >= 0.75 else "ok",
             alarms=tuple(self.alarms),
+            sequence=self._sequence_status(),
         )
+
+    def _sequence_status(self) -> SequenceStatus:
+        if not self._runs:
+            return SequenceStatus()
+        run = self._runs[-1]
+        return SequenceStatus(
+            number=run.number,
+            axes={name: run.acquired if size is None else size for name, size in run.plan.order},
+            channels=tuple(c.config for c in run.sequence.channels) if run.sequence is not None else (),
+            raw_path=str(run.raw_path or ""),
+            sr_path=str(run.target or ""),
+            state="idle" if run.ended else self._running_state(),
+        )
+
+    def _running_state(self) -> Literal["running", "paused"]:
+        paused = any(h.delivering and h.core is not None and h.core.mda.is_paused() for h in list(self._hooks))
+        return "paused" if paused else "running"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -944,3 +972,14 @@ def _unfit(pixels: NDArray[Any], plan: Plan) -> str | None:
         f"it is {pixels.shape} {pixels.dtype}, the sequence began with {plan.frame_shape} {plan.dtype}: "
         "start a new sequence after changing ROI, binning or pixel type"
     )
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _stage_um(meta: Mapping[str, Any]) -> StageUm | None:
+    position = meta.get("position")
+    if not isinstance(position, dict):
+        return None
+    return _number(position.get("x")), _number(position.get("y")), _number(position.get("z"))

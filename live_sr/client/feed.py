@@ -51,6 +51,8 @@ MAX_MESSAGE = 2 * 2 * MAX_SIDE_SHOWN**2 + MAX_HEADER + PREFIX.size  # bytes, two
 
 SideShown: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_SIDE_SHOWN)]
 Step: TypeAlias = Annotated[int, Meta(ge=1, le=64)]
+FrameKind: TypeAlias = Literal["sequence", "live", "snap"]
+StageUm: TypeAlias = tuple[float | None, float | None, float | None]  # x, y, z
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,11 @@ class FrameInfo:
         Of the raw frame; None or 0 when unknown.
     latency_ms : float or None
         Capture to return; None before it has come back.
+    kind : {"sequence", "live", "snap"}
+        Whether a sequence, the continuous mode or a single snap acquired it.
+    stage_um : (x, y, z) or None
+        Stage position in µm, None for what is unknown.
+    exposure_ms : float or None
     """
 
     session: str
@@ -79,6 +86,9 @@ class FrameInfo:
     scale: int = 1
     deferred: bool = False
     latency_ms: float | None = None
+    kind: FrameKind = "sequence"
+    stage_um: StageUm | None = None
+    exposure_ms: float | None = None
 
 
 class Plane(Struct, frozen=True):
@@ -122,6 +132,9 @@ class FeedFrame(Struct, frozen=True, tag="frame"):
     deferred: bool
     age_ms: Milliseconds
     latency_ms: float | None
+    kind: FrameKind = "sequence"
+    stage_um: StageUm | None = None
+    exposure_ms: float | None = None
 
 
 class ServerStatus(Struct, frozen=True):
@@ -135,6 +148,54 @@ class ServerStatus(Struct, frozen=True):
 
 
 RunState = Literal["idle", "acquiring", "draining", "finished"]
+
+
+class SequenceStatus(Struct, frozen=True):
+    """The sequence that runs or ran last, and what a viewer may do to it.
+
+    Attributes
+    ----------
+    number : int
+        Run of the session, from 1; 0 before the first.
+    axes : dict
+        Length of each axis, in storage order, without y and x; empty when it cannot be known beforehand.
+    channels : tuple of str
+        Names along ``c``.
+    raw_path, sr_path : str
+        Volumes on this machine; empty where none is written.
+    state : {"idle", "running", "paused"}
+    """
+
+    number: int = 0
+    axes: dict[str, int] = {}
+    channels: tuple[str, ...] = ()
+    raw_path: str = ""
+    sr_path: str = ""
+    state: Literal["idle", "running", "paused"] = "idle"
+
+
+class ControlStatus(Struct, frozen=True):
+    """What an operator may change from a viewer, and how it is set.
+
+    Attributes
+    ----------
+    address : str
+        Where commands are taken; empty when none are.
+    allowed : tuple of str
+        Names of the commands that this session takes.
+    models : tuple of str
+        Models that the server holds and this session may use.
+    chosen : dict
+        Model by channel; ``""`` stands for every channel not named.
+    sr_on : bool
+        False while frames are only stored, to be super-resolved later.
+    """
+
+    address: str = ""
+    allowed: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    chosen: dict[str, str] = {}
+    sr_on: bool = True
 
 
 class FeedStatus(Struct, frozen=True, tag="status"):
@@ -163,6 +224,8 @@ class FeedStatus(Struct, frozen=True, tag="status"):
     server: ServerStatus = ServerStatus()
     queue: Literal["ok", "high", "full"] = "ok"
     alarms: tuple[str, ...] = ()
+    sequence: SequenceStatus = SequenceStatus()
+    control: ControlStatus = ControlStatus()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -446,6 +509,9 @@ def frame_message(info: FrameInfo, raw: Pixels, sr: Pixels | None) -> list[bytes
         deferred=info.deferred,
         age_ms=_age_ms(info),
         latency_ms=info.latency_ms,
+        kind=info.kind,
+        stage_um=info.stage_um,
+        exposure_ms=info.exposure_ms,
     )
     return [_encode(header), raw_bytes, sr_bytes]
 
