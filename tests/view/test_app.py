@@ -26,7 +26,9 @@ from websockets.sync.client import ClientConnection, connect
 
 from live_sr.client.feed import Feed, FeedStatus, FrameInfo, frame_message, status_message
 from live_sr.errors import ConfigError
-from live_sr.view.app import MAX_BROWSERS, Ask, Pages, Watcher, report, run
+from live_sr.view.app import MAX_BROWSERS, Pages, run
+from live_sr.view.browser import Ask, report
+from live_sr.view.watcher import Watcher
 
 PATIENCE_S = 20.0  # for a loaded machine; nothing waits this long when it works
 
@@ -165,7 +167,7 @@ def test_garbage_is_ignored_and_counted(watched: Watched, caplog: pytest.LogCapt
 def test_an_error_of_our_own_is_told(
     watched: Watched, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.delattr("live_sr.view.app.decode")
+    monkeypatch.delattr("live_sr.view.watcher.decode")
     watched.pair(1)
     watched.wait(lambda: watched.watcher.failed)
     assert "start live-sr view again" in caplog.text

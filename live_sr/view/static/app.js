@@ -1,9 +1,11 @@
 // The live page. Asks for an image when it has drawn the last one; all that arrives is shown as text or pixels.
-"use strict";
+import * as controls from "./controls.js";
+import * as media from "./media.js";
 
 const STALE_MS = 2000;        // an image this old is not live any more
 const SILENT_S = 2;           // eight status messages missing
 const RETRY_MS = 1000;
+const TOAST_MS = 4000;
 const MAX_PX = 40;            // CSS pixels that one image pixel may fill
 const DEFAULT_LABEL = { left: "low-dose, as acquired", right: "computed image" };
 
@@ -33,6 +35,9 @@ let reach = null;             // lowest and highest grey value seen: the sliders
 let lastRaw = null;           // {session, seq, at}: when frames are captured
 let intervalMs = 0;           // between two frames of a slow scan
 let drawing = false;
+let at = null;                // index of the earlier frame that is looked at; null: the newest
+let lookedBack = null;        // the index that what is shown was looked up by
+const listeners = { status: [], frame: [] };
 
 // ------------------------------------------------------------------ talking to the server
 
@@ -43,18 +48,30 @@ function connect() {
   socket.onclose = () => { connected = false; showState(); setTimeout(connect, RETRY_MS); };
   socket.onmessage = (event) => {
     if (typeof event.data === "string") {
-      report = JSON.parse(event.data);
+      const said = JSON.parse(event.data);
+      if (said.missing) {
+        page.say("that frame is not stored yet", "warn");
+        return;
+      }
+      report = said;
       reportAt = performance.now();
       showState();
+      tell("status", report);
     } else {
       receive(event.data);
     }
   };
 }
 
-function ask() {
+// A request replaces one that still waits; `extra` fields belong to this request only.
+function ask(extra = {}) {
   if (!connected || socket.readyState !== WebSocket.OPEN) return;
-  socket.send(JSON.stringify({ ...contrast, exact: paused, again: paused }));
+  const again = paused && JSON.stringify(at) === JSON.stringify(lookedBack);
+  socket.send(JSON.stringify({ ...contrast, exact: paused, again, at, ...extra }));
+}
+
+function tell(what, content) {
+  for (const listener of listeners[what]) listener(content);
 }
 
 async function receive(buffer) {
@@ -81,8 +98,10 @@ async function receive(buffer) {
       side.meta = header[name];
       if (side.meta) side.capturedAt = now - side.meta.age_ms;
     }
+    lookedBack = header.at;
     learn(header);
     redraw();
+    tell("frame", header);
   } finally {
     if (!paused) ask();
   }
@@ -501,6 +520,43 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
   keys[event.key]();
 });
+
+// ------------------------------------------------------------------ what the other parts build on
+
+const page = {
+  token: null,                          // sent with each request when there is one
+  view,                                 // x, y: centre in raw pixels; zoom: CSS pixels per raw pixel
+  get at() { return at; },
+  get report() { return report; },
+  on(what, listener) { listeners[what].push(listener); },
+  ask,
+  // Shows the frame at an index such as {t: 3, c: 0}; null shows the newest again.
+  lookBack(index) { at = index; ask(); },
+  side(name) { return sides[name]; },
+  say(text, kind = "") {
+    const toast = document.createElement("p");
+    toast.textContent = text;
+    toast.className = kind;
+    $("toasts").append(toast);
+    setTimeout(() => toast.remove(), TOAST_MS);
+  },
+  request(path, options = {}) {
+    const headers = new Headers(options.headers);
+    if (page.token) headers.set("Authorization", `Bearer ${page.token}`);
+    return fetch(path, { ...options, headers });
+  },
+};
+
+function showPanel(open) {
+  $("panel").hidden = !open;
+  $("panel_toggle").setAttribute("aria-expanded", String(open));
+  localStorage.setItem("panel", open ? "open" : "closed");
+}
+
+$("panel_toggle").addEventListener("click", () => showPanel($("panel").hidden));
+showPanel(localStorage.getItem("panel") === "open");
+media.start(page);
+controls.start(page);
 
 new ResizeObserver(redraw).observe(sides.left.canvas);
 setInterval(() => { showAges(); showState(); }, 100);
