@@ -30,7 +30,7 @@ from rich.table import Table
 
 from live_sr.acquire.session import LiveSR, SessionReport
 from live_sr.client.volume import VolumeReader
-from live_sr.errors import InputError, LiveSRError, StoreError
+from live_sr.errors import ConfigError, InputError, LiveSRError, StoreError
 
 if TYPE_CHECKING:
     from pymmcore_plus import CMMCorePlus
@@ -127,9 +127,12 @@ def run_demo(settings: DemoSettings) -> int:
                     sr.view_address,
                     "--port",
                     str(settings.port),
+                    "--server",
+                    address,
                 )
             )
             console.print(f"[bold green]watch it at {page}[/]")
+            _tell_control(page, console)
         for doubt in sr.preflight(microscope.sequence, microscope.core, raw=raw_path):
             console.print(f"[yellow]{doubt}[/]")
         sr.attach(microscope.core)
@@ -377,6 +380,15 @@ def _draw_comparison(compared: _Compared, path: Path, settings: DemoSettings) ->
 # -------------------------------------------------------------------- processes
 
 
+def _tell_control(page: str, console: Console) -> None:
+    from live_sr.view.access import Access
+    from live_sr.wire.token import control_token
+
+    with contextlib.suppress(ConfigError):  # without a token one can watch; the page's log says why
+        where = f"{page}{Access(control_token()).fragment()}"
+        console.print(f"control it, and drop files of your own, at {where}", soft_wrap=True, highlight=False)
+
+
 def _free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -399,6 +411,7 @@ def _process(log: Path, ready: str, *command: str) -> Iterator[str]:
 
     def listen() -> None:
         assert process.stdout is not None
+        log.touch(0o600)  # the page's has its token
         with log.open("w", encoding="utf-8") as file:
             for line in process.stdout:
                 file.write(line)

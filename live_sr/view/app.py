@@ -219,8 +219,8 @@ def run(
         When the port is taken, an address is malformed, or other machines are served and there is no token.
     """
     with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(_listen(host, port))
         control, token = _tokens(token_file, host)
+        listener = stack.enter_context(_listen(host, port))
         access = Access(token, host, listener.getsockname()[1])
         watcher = stack.enter_context(Watcher(feed_address))
         jobs = stack.enter_context(Jobs(server, max_bytes=max_upload_mb * 2**20)) if server else None

@@ -418,8 +418,8 @@ class Jobs:
         n_bytes = (layout.n_frames or 0) * y * x * np.dtype(layout.dtype).itemsize
         if shutil.disk_usage(self._folder.name).free < n_bytes + ROOM_BYTES:
             raise FullError(
-                f"the result takes {n_bytes / 2**30:.1f} GB, more than the machine that serves this page has on "
-                "its disk: send it in parts"
+                f"the result takes {n_bytes / 2**30:.1f} GB, more than is free on the machine that serves this "
+                "page: send it in parts"
             )
 
     def _planes(
