@@ -169,8 +169,8 @@ def test_frames_in_flight_survive_a_killed_server() -> None:
 def test_another_model_is_refused_and_nothing_is_mixed() -> None:
     ends = Ends([frame(0)])
 
-    def accept(model: ModelInfo) -> str | None:
-        return f"{model.id} is another model"
+    def accept(models: tuple[ModelInfo, ...]) -> str | None:
+        return f"{models[0].id} is another model"
 
     with serving() as server, linked(server.address, ends, accept=accept) as link:
         assert not link.wait_ready(WAIT_S)
@@ -209,7 +209,7 @@ def test_a_faulty_result_is_not_believed() -> None:
         with linked(f"tcp://127.0.0.1:{port}", ends) as link:
             who, *parts = router.recv_multipart()
             assert isinstance(codec.decode(parts)[0], Hello)
-            router.send_multipart([who, *codec.encode(Welcome("s", "0", model, warm=True, credits=2))])
+            router.send_multipart([who, *codec.encode(Welcome("s", "0", (model,), warm=True, credits=2))])
             assert link.wait_ready(WAIT_S)
             while len(parts) < 2:
                 who, *parts = router.recv_multipart()

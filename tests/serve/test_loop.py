@@ -63,13 +63,13 @@ def test_a_frame_comes_back_as_the_upscaler_made_it(dtype: type[np.uint8 | np.ui
     raw: Pixels = np.random.default_rng(1).integers(0, np.iinfo(dtype).max, (37, 53)).astype(dtype)  # type: ignore[assignment]
     with serving(Bilinear(4)) as server, Peer(server.address) as peer:
         welcome = peer.hello()
-        assert (welcome.model.id, welcome.model.scale, welcome.credits) == ("bilinear-x4", 4, CREDITS)
-        assert welcome.model.max_pixels == 1 << 20
+        assert (welcome.models[0].id, welcome.models[0].scale, welcome.credits) == ("bilinear-x4", 4, CREDITS)
+        assert welcome.models[0].max_pixels == 1 << 20
         peer.offer(5, raw)
         message, pixels = peer.next()
         assert isinstance(message, Result)
         assert pixels is not None
-        assert (message.seq, message.session, message.model_sha256) == (5, "s", welcome.model.sha256)
+        assert (message.seq, message.session, message.model_sha256) == (5, "s", welcome.models[0].sha256)
         assert message.computed_ms > 0
         np.testing.assert_array_equal(pixels, bilinear(raw, 4))
         assert pixels.dtype == dtype
@@ -168,7 +168,7 @@ def test_an_unknown_model_is_refused_naming_the_one_held() -> None:
         assert (refusal.code, refusal.seq) == ("unknown_model", None)
         assert "holds repeat, not em-x8" in refusal.message
         peer.say(Hello(session="s", version="test", model="repeat"))
-        assert peer.hear(Welcome).model.id == "repeat"
+        assert peer.hear(Welcome).models[0].id == "repeat"
 
 
 @pytest.mark.parametrize(
