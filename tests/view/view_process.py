@@ -28,3 +28,16 @@ def page_process(feed_address: str, **options: object) -> Iterator[tuple[str, su
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(timeout=30)
+
+
+@contextmanager
+def server_process(address: str = "tcp://127.0.0.1:*") -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """`live-sr serve` with a stand-in model, to be killed: its address and the process."""
+    command = [sys.executable, "-um", "live_sr", "serve", "--bind", address, "--model", "bilinear-x2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = next(line for line in process.stdout if line.startswith("ready: "))
+            yield line.split()[1], process
+        finally:
+            process.kill()

@@ -128,13 +128,14 @@ function whyNot(report, rights) {
 
 // Forbids with a reason that can be read and heard, or allows.
 function forbid(control, why) {
-  control.disabled = Boolean(why) || control.dataset.asking === "yes";
+  control.disabled = Boolean(why);
   control.title = why || control.dataset.title || "";
 }
 
+// One command at a time from each control, which keeps the focus meanwhile.
 async function command(page, control, said) {
-  control.dataset.asking = "yes";
-  control.disabled = true;
+  if (control.ariaBusy === "true") return;
+  control.ariaBusy = "true";
   try {
     const answer = await page.request("/control", { method: "POST", body: JSON.stringify(said) });
     const isReply = answer.headers.get("content-type")?.startsWith("application/json");
@@ -144,7 +145,7 @@ async function command(page, control, said) {
   } catch {
     page.say("live-sr view does not answer: the command was not given", "bad");
   } finally {
-    control.dataset.asking = "";
+    control.ariaBusy = "false";
   }
 }
 
@@ -189,8 +190,9 @@ function modelRow(page, channel) {
       const known = [...others, ...models, ...(value && !models.includes(value) ? [value] : [])];
       select.replaceChildren(...known.map((id) => element("option", { value: id }, id || (channel === MAIN ? "–" : "as all others"))));
     }
-    if (value !== current || select.dataset.asking !== "yes") select.value = value;
+    if (value !== current) select.value = value;
     current = value;
+    select.ariaLabel = label === "model" ? label : `model of ${label}`;
     forbid(select, why);
     note.textContent = channel === MAIN && why && models.length === 1 ? why : "";
   }
