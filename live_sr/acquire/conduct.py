@@ -129,8 +129,9 @@ class Conductor:
 
 
 def _is_paused(runner: MDARunner, wanted: bool) -> bool:
+    """Or is about to be; what goes on again may also have ended by now."""
     status = runner.status
-    return runner.is_running() and (status.pause_requested or status.phase.value == "paused") == wanted
+    return (status.pause_requested or status.phase.value == "paused") == wanted
 
 
 def _is_ending(runner: MDARunner) -> bool:

@@ -86,7 +86,7 @@ def obey(session: Steered, conductor: Conductor, command: Command) -> str:
 
 
 class Control:
-    """The commands of one session; listens from the moment it is made.
+    """The commands of one session. Its address is taken at once, commands from :meth:`start` on.
 
     Parameters
     ----------
@@ -132,14 +132,19 @@ class Control:
         self._ended = threading.Event()
         self._wake_in, self._wake_out = socket.socketpair()
         self._thread = threading.Thread(target=self._run, name=f"live-sr control {self.address}", daemon=True)
+
+    def start(self) -> None:
+        """Take commands from now on."""
         self._thread.start()
 
     def stop(self) -> None:
         """Take no more commands; that which is being obeyed is finished first."""
         self._ended.set()
         self._wake_in.send(b"w")
-        self._thread.join(timeout=10)
-        assert not self._thread.is_alive(), "a command is obeyed at once"
+        if self._thread.ident is not None:
+            self._thread.join(timeout=10)
+            assert not self._thread.is_alive(), "a command is obeyed at once"
+        self._context.destroy(linger=LINGER_MS)
         self._wake_in.close()
         self._wake_out.close()
 
@@ -155,8 +160,6 @@ class Control:
                 self._answer_one()
         except Exception:  # the top of a thread: the acquisition goes on without commands
             log.exception("live-sr takes no commands any more")
-        finally:
-            self._context.destroy(linger=LINGER_MS)
 
     def _answer_one(self) -> None:
         try:

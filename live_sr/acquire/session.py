@@ -240,6 +240,8 @@ class LiveSR:
         for link in self._links:
             link.start()
         self._outbox.start(self._wake_links)
+        if self._control is not None:
+            self._control.start()
 
     # ---------------------------------------------------------------- for the user
 

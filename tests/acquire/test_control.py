@@ -36,6 +36,7 @@ def listening(
         return "done so"
 
     control = Control(address, **{"token": TOKEN, "allow": COMMANDS, "obey": obey, **options})  # type: ignore[arg-type]
+    control.start()
     try:
         yield control
     finally:
