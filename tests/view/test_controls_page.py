@@ -221,7 +221,7 @@ def test_a_program_that_waits_is_started(page: Page, running: Session) -> None:
     from playwright.sync_api import expect
 
     start = page.get_by_role("button", name="Start", exact=True)
-    expect(start).to_be_disabled()
+    expect(start).to_be_hidden()
     started: list[bool] = []
     waiter = threading.Thread(target=lambda: started.append(running.sr.wait_for_start(20)))
     waiter.start()
@@ -229,7 +229,7 @@ def test_a_program_that_waits_is_started(page: Page, running: Session) -> None:
     start.click()
     waiter.join(timeout=20)
     assert started == [True]
-    expect(start).to_be_disabled()
+    expect(start).to_be_hidden()
 
 
 # --------------------------------------------------------------------------------- files

@@ -154,14 +154,14 @@ async function command(page, control, said) {
 function showModels(page, root, selects, status, why) {
   const { models, chosen } = status.control;
   const channels = [...new Set([...status.sequence.channels, ...Object.keys(chosen)])].filter((name) => name !== MAIN);
-  const names = [MAIN, ...channels];
+  const names = [...channels, MAIN];
   for (const [name, row] of selects) {
     if (!names.includes(name)) { row.root.remove(); selects.delete(name); }
   }
   for (const name of names) {
     if (!selects.has(name)) {
       selects.set(name, modelRow(page, name));
-      root.append(selects.get(name).root);
+      root.insertBefore(selects.get(name).root, name === MAIN ? null : selects.get(MAIN)?.root ?? null);
     }
     const one = models.length < 2 && name === MAIN ? "The server holds one model; live-sr serve --model A --model B holds several." : "";
     const label = name !== MAIN ? name : channels.length ? "all others" : "model";
@@ -228,9 +228,8 @@ function buttons(page) {
   const startIt = element("button", { className: "start" }, "Start");
   const pause = element("button", { className: "pause" }, "Pause acquisition");
   const cancel = element("button", { className: "cancel" }, "Cancel…");
-  const note = element("small", { className: "why" });
   const row = element("div", { className: "buttons" }, startIt, pause, cancel);
-  const root = element("div", { className: "row sequence" }, state, row, note);
+  const root = element("div", { className: "row sequence" }, state, row);
   const confirm = confirmation(() => command(page, cancel, { type: "cancel" }));
   startIt.dataset.title = "lets the program go on that waits for the operator";
   pause.dataset.title = "the microscope stops after the frame being exposed; to freeze the picture alone, press space";
@@ -242,19 +241,18 @@ function buttons(page) {
 
   function show(allowed, status, why) {
     const { state: now, number } = status.sequence;
-    startIt.hidden = !allowed.has("start");
+    const waits = status.control.start_awaited;
+    startIt.hidden = !allowed.has("start") || !waits;  // most programs never wait
     pause.hidden = !allowed.has("pause");
     cancel.hidden = !allowed.has("cancel");
     root.hidden = startIt.hidden && pause.hidden && cancel.hidden;
-    const waits = status.control.start_awaited;
     state.textContent = waits ? "waiting to be started" : number && now !== "idle" ? `sequence ${number}: ${STATES[now]}` : STATES[now];
     pause.dataset.paused = now === "paused" ? "yes" : "";
     pause.textContent = now === "paused" ? "Resume acquisition" : "Pause acquisition";
     const idle = now === "idle" ? "No sequence is running." : "";
-    forbid(startIt, why || (waits ? "" : "No program waits to be started."));
+    forbid(startIt, why);
     forbid(pause, why || idle);
     forbid(cancel, why || idle);
-    note.textContent = "";
     if (confirm.open && cancel.disabled) confirm.close();
   }
   return { root, show };
