@@ -88,6 +88,7 @@ export function start(page, section, rights) {
     function fail(reason) { Object.assign(upload, { state: "refused", detail: reason }); }
     request.send(file);
     show();
+    zone.scrollIntoView({ block: "start" });  // a short panel would not show the file below it
   }
 
   input.addEventListener("change", () => { send([...input.files]); input.value = ""; });
