@@ -2,10 +2,10 @@
 
     python tools/bench_view.py [--rate 30] [--size 2048] [--seconds 8] [--rounds 3] [--json FILE]
 
-A publisher process feeds super-resolved frames of procedural tissue (uint16, a raw frame of a quarter of the
-side with each), as fast as `--rate` says, or as fast as it can with 0. Rounds without a view, with the page in a
+A publisher process feeds super-resolved frames of procedural tissue (uint16, with each a raw frame of a quarter
+of the side), as fast as `--rate` says, or as fast as it can with 0. Rounds without a view, with the page in a
 headless Chromium, and with that Chromium stopped in its tracks follow each other, so that a drifting machine
-favours none. Prints the frames that the page drew, how old they were when drawn, and the publisher's own rate.
+favours none. Prints the frames that the page drew, how old they were then, and the publisher's own rate.
 """
 
 from __future__ import annotations
