@@ -100,6 +100,9 @@ class Browser:
             if ask == self._answered:
                 return
             earlier = await self._look_back(ask)
+            if self._ask is not ask:  # the page has moved on meanwhile
+                self.changed.set()
+                return
             if earlier is None:
                 self._ask, self._answered = None, ask
                 await self._say({"missing": ask.at})
@@ -109,9 +112,7 @@ class Browser:
             return
         if on_show.left is None and on_show.right is None:
             return
-        if self._ask is ask:
-            self._ask = None
-        self._answered, self._shown = ask, on_show
+        self._ask, self._answered, self._shown = None, ask, on_show
         await self._socket.send_bytes(await self._compose(ask, on_show))
 
     @staticmethod

@@ -121,6 +121,18 @@ def test_while_draining_both_sides_show_one_frame(watched: Watched) -> None:
     watched.wait(lambda: watched.sides == (3, 3))
 
 
+def test_while_acquiring_a_frame_made_up_for_does_not_replace_a_newer_one(watched: Watched) -> None:
+    watched.status(state="acquiring")
+    watched.wait(lambda: watched.watcher.status is not None)
+    watched.pair(7)
+    watched.wait(lambda: watched.sides == (7, 7))
+    watched.pair(3, deferred=True)
+    watched.wait(lambda: watched.watcher.frames == 2)
+    assert watched.sides == (7, 7)
+    watched.pair(8, deferred=True)
+    watched.wait(lambda: watched.sides == (8, 8))
+
+
 def test_a_new_session_clears_the_old_images(watched: Watched) -> None:
     watched.pair(3, session="one")
     watched.wait(lambda: watched.sides == (3, 3))
