@@ -22,7 +22,6 @@ from live_sr.view.request import Ask, Measure, PlaneName, read
 from live_sr.view.watcher import OnShow, Past, Picture, Watcher
 
 STATUS_S = 0.25  # how often a browser is told the counters, and that this process lives
-HISTOGRAM_S = 0.25  # how often it gets histograms while they are on the screen
 KEPT_IMAGES = 16  # encoded images shared between browsers: two planes in a few contrasts and zooms
 
 LENGTH = struct.Struct("<I")  # bytes of the header before the images of one answer
@@ -62,7 +61,6 @@ class Browser:
         self._answered: Ask | None = None
         self._shown = OnShow()
         self._has: dict[PlaneName, tuple[object, ...]] = {}  # what the page holds, by plane
-        self._histogram_at = 0.0
 
     async def listen(self) -> None:
         """Take requests until the page closes. A request replaces one of its kind that still waits."""
@@ -102,6 +100,9 @@ class Browser:
             if ask == self._answered:
                 return
             earlier = await self._look_back(ask)
+            if self._ask is not ask:  # the page has moved on meanwhile
+                self.changed.set()
+                return
             if earlier is None:
                 self._ask, self._answered = None, ask
                 await self._say({"missing": ask.at})
@@ -111,9 +112,7 @@ class Browser:
             return
         if on_show.left is None and on_show.right is None:
             return
-        if self._ask is ask:
-            self._ask = None
-        self._answered, self._shown = ask, on_show
+        self._ask, self._answered, self._shown = None, ask, on_show
         await self._socket.send_bytes(await self._compose(ask, on_show))
 
     @staticmethod
@@ -176,8 +175,7 @@ class Browser:
                 for drawing, drawn in zip(drawings, made, strict=True)
             },
         }
-        if ask.histogram and (ask.again or time.monotonic() - self._histogram_at > HISTOGRAM_S):
-            self._histogram_at = time.monotonic()
+        if ask.histogram:
             header["histograms"] = await self._in_worker(compose.histograms, shows)
         encoded = msgspec.json.encode(header)
         return b"".join((LENGTH.pack(len(encoded)), encoded, *new.values()))

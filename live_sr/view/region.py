@@ -103,21 +103,24 @@ def mean(pixels: Pixels, part: Cut) -> NDArray[np.float32]:
     total = np.zeros(part.shape, np.uint32)
     for i in range(min(k, seen.shape[1])):
         total[:, : rows[:, i::k].shape[1]] += rows[:, i::k]
-    count = np.outer(*(_counts(n, k) for n in seen.shape))
-    return (total / count).astype(np.float32)
+    average = total.astype(np.float32)
+    average /= _counts(seen.shape[0], k)[:, None]
+    average /= _counts(seen.shape[1], k)
+    return average
 
 
 def shown(pixels: Pixels, part: Cut) -> Pixels:
     """As :func:`mean`, in the dtype of `pixels`."""
     if part.factor == 1:
         return part.of(pixels)
-    rounded: Pixels = np.rint(mean(pixels, part)).astype(pixels.dtype)  # type: ignore[assignment]  # any dtype
+    average = mean(pixels, part)
+    rounded: Pixels = np.rint(average, out=average).astype(pixels.dtype)  # type: ignore[assignment]  # any dtype
     return rounded
 
 
-def _counts(length: int, factor: int) -> NDArray[np.int64]:
+def _counts(length: int, factor: int) -> NDArray[np.float32]:
     starts = np.arange(0, length, factor)
-    return np.minimum(starts + factor, length) - starts
+    return (np.minimum(starts + factor, length) - starts).astype(np.float32)
 
 
 def extremes(pixels: Pixels, part: Cut, low: int, high: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

@@ -85,8 +85,8 @@ class _Channel:
         self.raw: Picture | None = None
         self.window, self.left_window, self.right_window = AutoWindow(), AutoWindow(), AutoWindow()
 
-    def take(self, shown: Shown) -> bool:
-        """Keep a frame's planes; False when it is only a repeat."""
+    def take(self, shown: Shown, *, acquiring: bool) -> bool:
+        """Keep a frame's planes; False when it is a repeat, or a frame made up for while newer ones are seen."""
         frame = shown.frame
         received = time.monotonic()
         identity = (frame.session, frame.seq)
@@ -98,6 +98,8 @@ class _Channel:
             return True
         sr = Picture(("sr", *identity, frame.model), shown.sr, frame.sr, frame, received)
         if self.pair is not None and self.pair.key == sr.key:
+            return False
+        if self.pair is not None and acquiring and frame.deferred and frame.seq < self.pair.frame.seq:
             return False
         self.pair, self.pair_raw = sr, raw
         return True
@@ -191,11 +193,11 @@ class Watcher:
         newest: dict[tuple[str, bool], Shown] = {}
         for _ in range(DRAIN):
             try:
-                message = sub.recv_multipart(zmq.NOBLOCK)
+                message = sub.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 break
             try:
-                content = decode(message[0] if len(message) == 1 else b"")
+                content = decode(message[0].buffer if len(message) == 1 else b"")
             except WireError as e:
                 if self.ignored == 0:
                     log.warning("ignored a message on the feed %s: %s", self.address, e)
@@ -224,9 +226,9 @@ class Watcher:
         while len(self._channels) >= CHANNELS:
             del self._channels[next(iter(self._channels))]
         self._channels[frame.channel] = channel
-        if not channel.take(shown):
-            return
         acquiring = self.status is not None and self.status.state == "acquiring"
+        if not channel.take(shown, acquiring=acquiring):
+            return
         chosen = channel.choose(self.on_show.number + 1, acquiring=acquiring)
         others = {name: show for name, show in self.on_show.channels.items() if name in self._channels}
         self.on_show = replace(chosen, channels={**others, frame.channel: chosen})
