@@ -111,6 +111,9 @@ def opened(chromium: Browser, url: str, refused: int = 0) -> Iterator[Page]:
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on(
+        "filechooser", lambda chooser: None
+    )  # from now on they are passed to the test, not only when asked for
     page.goto(url)
     if "#" in url:  # the token has been taken when files are
         page.locator(".drop").wait_for()
@@ -352,8 +355,10 @@ def test_one_waits_for_the_file_before_it_and_a_cancelled_one_makes_room(
         page_process("tcp://127.0.0.1:9", server=server.address) as (_, process),
         opened(chromium, (process.stdout.readline() if process.stdout else "").split()[-1]) as page,
     ):
-        dropped(page, ("first.tif", stack()), ("second.tif", stack(2)))
         first, second = (page.locator(".file", has_text=name) for name in ("first.tif", "second.tif"))
+        dropped(page, ("first.tif", stack()))
+        expect(first).to_contain_text("on cpu")
+        dropped(page, ("second.tif", stack(2)))
         expect(second).to_contain_text("waiting for the file before it")
         gate.permit()
         expect(first).to_contain_text("1 of 3 planes")
@@ -375,7 +380,12 @@ def test_a_server_that_is_killed_and_comes_back_finishes_the_file(chromium: Brow
         page = parts.enter_context(opened(chromium, process.stdout.readline().split()[-1]))
         page.locator(".drop input").set_input_files(tmp_path / "long.tif")
         card = page.locator(".file", has_text="long.tif")
-        expect(card).to_contain_text("of 500 planes")
+        page.evaluate(
+            """async () => {
+                const begun = async () => (await (await fetch("/jobs")).json()).jobs.some((job) => job.done > 0);
+                while (!(await begun())) await new Promise((done) => setTimeout(done, 10));
+            }"""
+        )
         server.kill()
         expect(card).to_contain_text("waiting for the server, 90 s at most")
         parts.enter_context(server_process(address))
