@@ -31,6 +31,7 @@ from rich.table import Table
 from live_sr.acquire.session import LiveSR, SessionReport
 from live_sr.client.volume import VolumeReader
 from live_sr.errors import ConfigError, InputError, LiveSRError, StoreError
+from live_sr.wire.token import control_token
 
 if TYPE_CHECKING:
     from pymmcore_plus import CMMCorePlus
@@ -114,7 +115,12 @@ def run_demo(settings: DemoSettings) -> int:
         )
         console.print(f"  {server}", highlight=False)
         sr = stack.enter_context(
-            LiveSR(address, save=sr_path, view="tcp://127.0.0.1:*" if settings.view else None)
+            LiveSR(
+                address,
+                save=sr_path,
+                view="tcp://127.0.0.1:*" if settings.view else None,
+                control="tcp://127.0.0.1:*" if settings.view and _token() else None,
+            )
         )
         if settings.view:
             assert sr.view_address is not None
@@ -132,7 +138,11 @@ def run_demo(settings: DemoSettings) -> int:
                 )
             )
             console.print(f"[bold green]watch it at {page}[/]")
-            _tell_control(page, console)
+            if token := _token():
+                from live_sr.view.access import Access
+
+                where = f"{page}{Access(token).fragment()}"
+                console.print(f"control it and drop files on it at {where}", soft_wrap=True, highlight=False)
         for doubt in sr.preflight(microscope.sequence, microscope.core, raw=raw_path):
             console.print(f"[yellow]{doubt}[/]")
         sr.attach(microscope.core)
@@ -380,13 +390,12 @@ def _draw_comparison(compared: _Compared, path: Path, settings: DemoSettings) ->
 # -------------------------------------------------------------------- processes
 
 
-def _tell_control(page: str, console: Console) -> None:
-    from live_sr.view.access import Access
-    from live_sr.wire.token import control_token
-
-    with contextlib.suppress(ConfigError):  # without a token one can watch; the page's log says why
-        where = f"{page}{Access(control_token()).fragment()}"
-        console.print(f"control it, and drop files of your own, at {where}", soft_wrap=True, highlight=False)
+def _token() -> str:
+    """Of this user; empty where none can be had: then one can watch, and the page's log says why no more."""
+    try:
+        return control_token()
+    except ConfigError:
+        return ""
 
 
 def _free_port() -> int:

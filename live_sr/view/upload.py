@@ -23,7 +23,7 @@ BLOCK_BYTES = 2**20  # written and read at once
 STALL_S = 30.0  # without a byte: the sender is gone, its place is another's
 DRAIN_BYTES = 2**26  # read after a refusal: a browser looks at the answer when it has sent all
 NO_SERVER = (
-    "no server computes here: start `live-sr serve`, and this page with "
+    "No server computes here: start `live-sr serve`, and this page with "
     "`live-sr view --server tcp://127.0.0.1:5755`"
 )
 

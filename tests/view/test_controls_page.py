@@ -113,7 +113,7 @@ def opened(chromium: Browser, url: str, refused: int = 0) -> Iterator[Page]:
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.on(
         "filechooser", lambda chooser: None
-    )  # from now on they are passed to the test, not only when asked for
+    )  # hands all of them over from now on
     page.goto(url)
     if "#" in url:  # the token has been taken when files are
         page.locator(".drop").wait_for()
@@ -382,7 +382,8 @@ def test_a_server_that_is_killed_and_comes_back_finishes_the_file(chromium: Brow
         card = page.locator(".file", has_text="long.tif")
         page.evaluate(
             """async () => {
-                const begun = async () => (await (await fetch("/jobs")).json()).jobs.some((job) => job.done > 0);
+                const told = async () => (await fetch("/jobs")).json();
+                const begun = async () => (await told()).jobs.some((job) => job.done > 0);
                 while (!(await begun())) await new Promise((done) => setTimeout(done, 10));
             }"""
         )
