@@ -86,7 +86,7 @@ class _Channel:
         self.window, self.left_window, self.right_window = AutoWindow(), AutoWindow(), AutoWindow()
 
     def take(self, shown: Shown, *, acquiring: bool) -> bool:
-        """Keep a frame's planes; False when it is a repeat, or a frame made up for while newer ones are seen."""
+        """Keep a frame's planes; False for a repeat, and for one made up for while newer ones are seen."""
         frame = shown.frame
         received = time.monotonic()
         identity = (frame.session, frame.seq)
