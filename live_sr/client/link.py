@@ -435,7 +435,7 @@ class RemoteUpscaler:
             self._link.stop()
             raise LiveSRError(
                 f"no server to work with at {address}: {status.detail}. "
-                "Start one with `live-sr serve`, or leave out --server to compute here"
+                "Start one with `live-sr serve`; `live-sr enhance` without --server needs none"
             )
         m = status.model
         self._info = UpscalerInfo(

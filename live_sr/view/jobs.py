@@ -302,10 +302,10 @@ class Jobs:
     def _status(self, job: Job, waiting: list[Job]) -> JobStatus:
         detail, left = job.detail, None
         if job.state == "waiting":
-            before = waiting.index(job)
-            detail = f"waiting for {before} other files" if before > 1 else "waiting for the file before it"
-            if before == 0 and not any(other.state == "running" for other in self._jobs.values()):
-                detail = "starting"
+            running = sum(other.state == "running" for other in self._jobs.values())
+            before = waiting.index(job) + running
+            few = ("starting", "waiting for the file before it")
+            detail = few[before] if before < len(few) else f"waiting for {before} files before it"
         elif job.state == "running" and job.upscaler is not None:
             link = job.upscaler.status
             if link.state != "ready":
@@ -428,6 +428,8 @@ class Jobs:
         missing = 0
         middle = job.planes // 2
         for n, index in enumerate(stacks.source.indices()):
+            with self._changed:
+                self._forget_old()
             if job.dropped:
                 raise GoneError("cancelled")
             raw = stacks.source.read(index)

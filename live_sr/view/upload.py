@@ -82,9 +82,9 @@ class Uploads:
 
     async def _again(self, request: Request) -> Response:
         try:
-            self._get(request)
+            job = self._get(request)
             assert self._jobs is not None
-            self._jobs.again(request.path_params["id"])
+            self._jobs.again(job.id)
         except InputError as e:
             return _refused(e)
         return Response(status_code=204)

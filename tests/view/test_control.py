@@ -8,6 +8,7 @@ import http.client
 import json
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -159,7 +160,8 @@ def ask(commands: Commands) -> tuple[int, dict[str, str]]:
         return {"type": "http.request", "body": b'{"type": "cancel"}'}
 
     request = Request({"type": "http", "method": "POST", "path": "/control", "headers": []}, receive)
-    response = asyncio.run(commands._post(request))
+    with ThreadPoolExecutor() as elsewhere:  # Playwright's loop runs on this thread once a browser was open
+        response = elsewhere.submit(asyncio.run, commands._post(request)).result()
     return response.status_code, json.loads(bytes(response.body))
 
 

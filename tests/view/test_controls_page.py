@@ -111,9 +111,7 @@ def opened(chromium: Browser, url: str, refused: int = 0) -> Iterator[Page]:
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    page.on(
-        "filechooser", lambda chooser: None
-    )  # hands all of them over from now on
+    page.on("filechooser", lambda chooser: None)  # hands all of them over from now on
     page.goto(url)
     if "#" in url:  # the token has been taken when files are
         page.locator(".drop").wait_for()
