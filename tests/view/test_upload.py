@@ -205,13 +205,17 @@ def site() -> Iterator[Site]:
         yield Site(url)
 
 
+def judged(folder: Path, content: bytes) -> None:
+    path = folder / f"source{suffix_of(content[: admitting.HEAD_BYTES])}"
+    path.write_bytes(content)
+    judge(path, LIMIT_MB * 2**20)
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_what_cannot_be_enhanced_is_refused_with_the_reason(tmp_path: Path, name: str) -> None:
     content, expected, says = HOSTILE[name]
     with pytest.raises(InputError) as refused:
-        path = tmp_path / f"source{suffix_of(content[: admitting.HEAD_BYTES])}"
-        path.write_bytes(content)
-        judge(path, LIMIT_MB * 2**20)
+        judged(tmp_path, content)
     assert says in str(refused.value)
     assert isinstance(refused.value, TooLargeError) == (expected == 413)
 
@@ -566,6 +570,4 @@ def test_bytes_of_any_kind_are_admitted_or_refused_and_nothing_else(
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     cut = bytes(content[: data.draw(st.integers(0, len(content)))])
     with contextlib.suppress(InputError):
-        path = tmp_path / f"source{suffix_of(cut[: admitting.HEAD_BYTES])}"
-        path.write_bytes(cut)
-        judge(path, 2**20)
+        judged(tmp_path, cut)
