@@ -25,8 +25,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from live_sr.acquire import preflight
 from live_sr.acquire.custody import Custody, RawReport
 from live_sr.acquire.gather import Gathered, Gatherer
-from live_sr.acquire.hook import FrameTaken, Hook, Intake, RunFinished, RunStarted
+from live_sr.acquire.hook import FrameTaken, Hook, Intake, RunFinished, RunStarted, connect
 from live_sr.acquire.listeners import Events, Resequencer
+from live_sr.acquire.mda_view import MDAView
 from live_sr.acquire.outbox import Outbox
 from live_sr.acquire.plan import Plan, plan_frame, plan_run
 from live_sr.acquire.raw import check_raw_path, open_raw, sink_path
@@ -183,11 +184,12 @@ class LiveSR:
 
         self._attached: list[tuple[Any, Callable[..., Any]]] = []  # (signal, slot)
         self._cores: list[CMMCorePlus] = []
-        self._output_hook = Hook(self._intake, self._core_of_output, self._prepare)
+        self._output_hook = Hook(self._intake, self._core_of_output, self._prepare, self.events)
         self._hooks = [self._output_hook]  # psygnal holds bound methods weakly
         # The methods by which pymmcore-plus recognises an output object; same body as an attached hook.
         self.sequenceStarted = self._output_hook.sequenceStarted
         self.frameReady = self._output_hook.frameReady
+        self.sequencePauseToggled = self._output_hook.sequencePauseToggled
         self.sequenceCanceled = self._output_hook.sequenceCanceled
         self.sequenceFinished = self._output_hook.sequenceFinished
 
@@ -229,17 +231,20 @@ class LiveSR:
         The frame reaches pymmcore-plus' raw sink before it reaches us. Safe with any event loop and backend:
         the slots only stamp and hand over.
         """
-        hook = Hook(self._intake, lambda: core, self._prepare)
+        hook = Hook(self._intake, lambda: core, self._prepare, self.events)
         self._hooks.append(hook)
         self._cores.append(core)
         signals = core.mda.events
         for signal, slot in (
             (signals.sequenceStarted, hook.sequenceStarted),
             (signals.frameReady, hook.frameReady),
+            (signals.sequencePauseToggled, hook.sequencePauseToggled),
             (signals.sequenceCanceled, hook.sequenceCanceled),
             (signals.sequenceFinished, hook.sequenceFinished),
+            (signals.awaitingEvent, hook.awaitingEvent),
+            (signals.eventStarted, hook.eventStarted),
         ):
-            signal.connect(slot)
+            connect(signal, slot)
             self._attached.append((signal, slot))
 
     def wait_ready(self, timeout: float = 5.0) -> bool:
@@ -278,6 +283,15 @@ class LiveSR:
         if problem := preflight.raw_has_no_room(plan, raw_path):
             raise StoreError(problem)
         return self._doubts(plan, raw_path)
+
+    def mda_view(self) -> MDAView | None:
+        """Array-like view of the super-resolved frames of the latest run, as ``core.mda.get_view()`` of raw.
+
+        It goes by what is saved; where nothing is, by the newest frames, of which 512 MB are kept in memory.
+        None before there is a run, or as long as no server has said by how much it scales.
+        """
+        frames = self._runs[-1].seen if self._runs else None
+        return MDAView(frames) if frames is not None else None
 
     @property
     def counts(self) -> Counts:
@@ -420,10 +434,15 @@ class LiveSR:
             gatherer=Gatherer(plan, release=custody.release),
             raw_path=raw_path,
             target=target,
+            summary=started.meta,
         )
+        for earlier in self._runs:
+            if earlier.seen is not None:
+                earlier.seen.release()
         self._runs.append(run)  # before the model is looked at: whoever learns of it later tells every run
         if (model := self._model) is not None:
             run.gatherer.learn(model.frames, model.neighbours)
+            run.begin(self.events, model)
         return run
 
     def _take_frame(self, taken: FrameTaken) -> None:
@@ -444,6 +463,7 @@ class LiveSR:
             record = Record(run, n, place, taken.event, taken.meta, crc, taken.captured_ns)
             self._records.put(seq, record)
             run.acquired += 1
+            run.last_seq = seq
         except Exception as e:  # whatever it was, the frame is counted
             log.exception("live-sr could not take in frame %d", seq)
             self._ledger.move("queued", "failed")
@@ -514,6 +534,7 @@ class LiveSR:
             self._model = model
             for run in list(self._runs):
                 run.gatherer.learn(model.frames, model.neighbours)
+                run.begin(self.events, model)
             return None
 
     def returned(self, result: Restored) -> None:
@@ -581,6 +602,8 @@ class LiveSR:
             self._live_latency.add(latency_ms)
         run.settled += 1
         run.deferred += record.deferred
+        if saved is not False and run.seen is not None:
+            run.seen.add(record.place, result.pixels)
         try:
             if self._feed is not None:
                 self._feed.show_pair(self._view_of(result.seq, record, latency_ms), result.raw, result.pixels)
@@ -703,6 +726,9 @@ class LiveSR:
                 sr_complete=closed and run.failed == 0,
             )
         )
+        if self._order is not None:
+            self._order.wait_past(run.last_seq)
+        run.end(self.events, self._model)
 
     # ---------------------------------------------------------------- closing (caller's thread)
 
@@ -821,7 +847,7 @@ class LiveSR:
             self._finish_soon(run)
         for thread in self._finishing:
             thread.join()
-        for problem in self.events.frameReady.close():
+        for problem in self.events.close():
             self._warn(problem)
         self.report = self._make_report()
         self._stop_watching.set()
