@@ -217,7 +217,7 @@ class FrameSignal(Signal):
         super().__init__(3)
         self._max_bytes = max_bytes
 
-    def emit(  # type: ignore[override]  # the arguments that it has
+    def emit(
         self,
         pixels: Pixels,
         event: MDAEvent,
