@@ -63,6 +63,7 @@ log = logging.getLogger("live_sr")
 INTAKE_BYTES = 512 * 2**20  # between camera and intake thread: seconds of a fast camera
 RESULT_BYTES = 256 * 2**20  # results waiting to be written
 STATUS_S = 0.25
+SETTLED_S = 1.0  # for the intake thread to take in what waits
 GIVE_UP_S = 10.0  # without any server at the end of a run; a restart takes less
 STALLED_S = 600.0  # a server is there, but nothing comes back: the largest frame takes a CPU a minute or two
 CANCEL_S = 10.0  # for pymmcore-plus to end a run that was cancelled because the program failed
@@ -157,6 +158,7 @@ class LiveSR:
         self._records = Records(self._spool)
         self._results: queue.SimpleQueue[Restored | _Lost | Run | None] = queue.SimpleQueue()
         self._results_bytes = _Tally()
+        self._delivering = threading.Lock()  # held while one of them is dealt with
         self._outbox = Outbox(
             self._ledger,
             fetch=self._fetch,
@@ -297,6 +299,28 @@ class LiveSR:
     def counts(self) -> Counts:
         """The ledger, now."""
         return self._ledger.sample()
+
+    @property
+    def acquiring(self) -> bool:
+        """Whether an attached core runs a sequence that nobody has cancelled.
+
+        Raises
+        ------
+        InputError
+            When none is attached.
+        """
+        if not self._cores:
+            raise InputError("the session is attached to no core: call sr.attach(core) before the run")
+        return any(core.mda.is_running() for core in self._cores)
+
+    def is_settled(self) -> bool:
+        """Whether every frame so far is back, or failed, and all listeners are done with it."""
+        taken_in = threading.Event()
+        self._intake.queue.put(taken_in)
+        if not taken_in.wait(SETTLED_S) or not self._ledger.sample().settled:
+            return False
+        with self._delivering:  # the last frame is counted before it is emitted
+            return self.events.frameReady.idle
 
     @property
     def alarms(self) -> list[str]:
@@ -569,17 +593,21 @@ class LiveSR:
     def _deliver_all(self) -> None:
         while (item := self._results.get()) is not None:
             try:
-                if isinstance(item, Restored):
-                    self._deliver(item)
-                elif isinstance(item, Run):
-                    item.finished = True
-                    self._finish_if_settled(item)
-                else:
-                    self._note_lost(item)
+                with self._delivering:
+                    self._deliver_one(item)
             except Exception:
                 # The top of a thread: what shows a frame may fail, the frames after it are delivered.
                 log.exception("live-sr could not deliver a result")
                 self._alarm("live-sr could not deliver a result: see the log")
+
+    def _deliver_one(self, item: Restored | _Lost | Run) -> None:
+        if isinstance(item, Restored):
+            self._deliver(item)
+        elif isinstance(item, Run):
+            item.finished = True
+            self._finish_if_settled(item)
+        else:
+            self._note_lost(item)
 
     def _deliver(self, result: Restored) -> None:
         left = self._results_bytes.add(-result.pixels.nbytes)
