@@ -84,9 +84,7 @@ class Feedback(Iterator["MDAEvent"]):
     sequencing.
     """
 
-    def __init__(
-        self, sr: Stream, events: Iterable[MDAEvent] = (), *, timeout_s: float = TIMEOUT_S
-    ) -> None:
+    def __init__(self, sr: Stream, events: Iterable[MDAEvent] = (), *, timeout_s: float = TIMEOUT_S) -> None:
         self.problem = ""
         self.appended = 0
         self._sr = sr

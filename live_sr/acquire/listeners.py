@@ -202,9 +202,7 @@ class Signal:
     def _drop(self, listener: _Listener) -> None:
         listener.dropped += 1
         if listener.dropped == 1:
-            log.error(
-                "listener %r is far too slow: it misses %s (%s)", listener.callback, self.what, self.hint
-            )
+            log.error("listener %r is far too slow: it misses %s (%s)", listener.callback, self.what, self.hint)
 
 
 class FrameSignal(Signal):

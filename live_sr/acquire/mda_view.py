@@ -153,9 +153,7 @@ class MDAView:
         """Labels along each axis: names of channels and positions, otherwise numbers."""
         layout = self._frames.plan.layout
         names = {"c": layout.channel_names, "p": tuple(position.name for position in layout.positions)}
-        return {
-            axis: list(names[axis][:n]) if names.get(axis) else range(n) for axis, n in self.sizes.items()
-        }
+        return {axis: list(names[axis][:n]) if names.get(axis) else range(n) for axis, n in self.sizes.items()}
 
     @property
     def coords_changed(self) -> Signal:

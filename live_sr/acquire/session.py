@@ -842,6 +842,8 @@ class LiveSR:
 
     def _abandon(self) -> None:
         """The user's program failed: stop exposing the sample, keep what there is, and close."""
+        if self._closed:
+            return
         try:
             self._wait_for_end_of_run(CANCEL_S, cancel=True)
         finally:

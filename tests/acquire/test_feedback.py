@@ -188,4 +188,3 @@ def test_the_example_images_the_brightest_object_of_each_overview_again(
         tile = next(e for e in overviews if e.index == look.index)
         assert abs(tile.y_pos - look.y_pos) <= half_um[0]
         assert abs(tile.x_pos - look.x_pos) <= half_um[1]
-
