@@ -1,4 +1,4 @@
-"""Smart microscopy: find the brightest object of each overview frame in super-resolution, image it at high dose.
+"""Smart microscopy: find the brightest object of each super-resolved overview frame, image it at high dose.
 
 Overview frames are taken quickly, with a dose that harms little, and super-resolved while the stage moves on.
 A listener finds the brightest object in each, and has it imaged again: centred, with 10 times the exposure.

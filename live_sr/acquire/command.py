@@ -60,8 +60,8 @@ def run_acquire(settings: AcquireSettings) -> int:
     Raises
     ------
     LiveSRError
-        When a file, the configuration or an option cannot be used, the acquisition cannot begin, or the raw data
-        are not complete.
+        When a file, the configuration or an option cannot be used, the acquisition cannot begin or fails, or
+        the raw data are not complete.
     """
     out, err = Console(), Console(stderr=True)
     sequence = read_sequence(settings.sequence)

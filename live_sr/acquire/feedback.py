@@ -1,7 +1,7 @@
 """Events that listeners of super-resolved frames add to, while the run goes on: smart microscopy.
 
-An acquisition of which nobody knows the end: the frames decide what is imaged next. ``run_mda`` takes the events
-from a :class:`Feedback`; whoever looks at the frames appends to it::
+An acquisition of which nobody knows the end: the frames decide what is imaged next. ``run_mda`` takes the
+events from a :class:`Feedback`; whoever looks at the frames appends to it::
 
     feedback = Feedback(sr, overview_events)
 
@@ -14,8 +14,8 @@ from a :class:`Feedback`; whoever looks at the frames appends to it::
     core.run_mda(feedback, output="raw.ome.zarr").join()
 
 The run ends by itself when nothing is outstanding: every frame is back, and every listener is done with it, and
-nobody has appended anything. ``docs/examples/feedback.py`` is a whole program. Knows no microscope: it waits for
-the session, and the runner waits for it.
+nobody has appended anything. ``docs/examples/feedback.py`` is a whole program. Knows no microscope: it waits
+for the session, and the runner waits for it.
 """
 
 from __future__ import annotations
@@ -25,13 +25,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import Protocol, Self
+
+from useq import MDAEvent
 
 from live_sr.errors import InputError
 from live_sr.frame import Counts
-
-if TYPE_CHECKING:
-    from useq import MDAEvent
 
 log = logging.getLogger("live_sr")
 MAX_WAITING = 10_000  # events, about 2 kB each; more than that is a listener that appends without end
@@ -48,8 +47,8 @@ class Stream(Protocol):
         ...
 
     @property
-    def acquiring(self) -> bool:
-        """Whether the runner still takes events; False once it was cancelled."""
+    def canceling(self) -> bool:
+        """Whether the runner takes no more events."""
         ...
 
     def is_settled(self) -> bool:
@@ -57,7 +56,7 @@ class Stream(Protocol):
         ...
 
 
-class Feedback(Iterator["MDAEvent"]):
+class Feedback(Iterator[MDAEvent]):
     """Events for ``run_mda``, to which any thread can append.
 
     Parameters
@@ -79,8 +78,8 @@ class Feedback(Iterator["MDAEvent"]):
 
     Notes
     -----
-    pymmcore-plus stores such a run in the order of arrival, (t, y, x); the index of each frame's event is in the
-    journal of the super-resolved volume. It takes the events of an iterator one by one, without hardware
+    pymmcore-plus stores such a run in the order of arrival, (t, y, x); the index of each frame's event is in
+    the journal of the super-resolved volume. It takes the events of an iterator one by one, without hardware
     sequencing.
     """
 
@@ -135,7 +134,11 @@ class Feedback(Iterator["MDAEvent"]):
             When the session is attached to no core.
         """
         back, since = -1, time.monotonic()
-        while self._sr.acquiring:
+        while True:
+            if self._sr.canceling:
+                self.end()
+                # It is not acquired. Without one the runner would say that the run was completed.
+                return MDAEvent()
             with self._changed:
                 if self._waiting:
                     return self._waiting.popleft()
@@ -161,7 +164,7 @@ class Feedback(Iterator["MDAEvent"]):
         outstanding = counts.queued + counts.in_flight + counts.deferred
         why = f"{outstanding} frames are outstanding" if outstanding else "a listener is still busy"
         self.problem = (
-            f"no super-resolved frame came back for {self._timeout_s:g} s, and {why}: the run was ended. Look at "
-            "the server and the listeners, or raise timeout_s; frames are finished when a server is there"
+            f"no super-resolved frame came back for {self._timeout_s:g} s, and {why}: the run was ended. Look "
+            "at the server and the listeners, or raise timeout_s; frames are finished when a server is there"
         )
         log.error("%s", self.problem)

@@ -301,8 +301,8 @@ class LiveSR:
         return self._ledger.sample()
 
     @property
-    def acquiring(self) -> bool:
-        """Whether an attached core runs a sequence that nobody has cancelled.
+    def canceling(self) -> bool:
+        """Whether an attached core ends its run.
 
         Raises
         ------
@@ -311,7 +311,7 @@ class LiveSR:
         """
         if not self._cores:
             raise InputError("the session is attached to no core: call sr.attach(core) before the run")
-        return any(core.mda.is_running() for core in self._cores)
+        return any(core.mda.status.phase == "finishing" for core in self._cores)
 
     def is_settled(self) -> bool:
         """Whether every frame so far is back, or failed, and all listeners are done with it."""

@@ -91,7 +91,7 @@ def test_end_leaves_the_rest_out_and_later_events_are_refused(mmc: CMMCorePlus) 
                 feedback.end()
 
         mmc.run_mda(feedback, block=True)
-        assert sr.counts.acquired == 3
+        assert sr.close().counts.acquired == 3
         with pytest.raises(InputError, match="after the end of the run"):
             feedback.append(MDAEvent())
 
@@ -149,7 +149,7 @@ def test_far_too_many_events_are_refused(monkeypatch: pytest.MonkeyPatch) -> Non
             feedback.append(MDAEvent())
 
 
-# ---------------------------------------------------------------------------------------- the documented example
+# ------------------------------------------------------------------------------------ the documented example
 
 
 def example(name: str) -> ModuleType:

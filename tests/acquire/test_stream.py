@@ -1,4 +1,4 @@
-"""The super-resolved stream as a handler written for pymmcore-plus meets it: real microscope, both back ends."""
+"""The super-resolved stream as a handler written for pymmcore-plus meets it, with both signal back ends."""
 
 from __future__ import annotations
 
@@ -295,7 +295,8 @@ class Widget(QObject):
         self.shown = []
         self.relay.connect(self.show)
     def show(self, img, event, meta):
-        self.shown.append((img.shape, meta["live_sr"]["scale"], threading.current_thread() is threading.main_thread()))
+        here = threading.current_thread() is threading.main_thread()
+        self.shown.append((img.shape, meta["live_sr"]["scale"], here))
 
 core.mda.events.frameReady.connect(bad)
 core.mda.events.sequenceFinished.connect(app.quit)
