@@ -260,13 +260,21 @@ def enhance(
         bool, typer.Option("--fill", help="Fill frames that SOURCE lacks in the same way.")
     ] = False,
 ) -> int:
-    """Super-resolve a file, or finish the volume of an acquisition.
+    """Super-resolve a file, or finish the volume of an acquisition; convert what is computed already.
 
-    What was filled is marked in NAME.filled beside the result: 255 where a pixel was filled.
+    A computed .ome.zarr becomes an .ome.tiff, and the other way round, without any computing. What was filled is marked in NAME.filled beside the result: 255 where a pixel was filled.
     """
     from live_sr.archive.enhance import enhance as run_enhance
     from live_sr.archive.enhance import mark_path
+    from live_sr.client.convert import convert, is_computed
 
+    if is_computed(source):
+        with _bar("converting") as bar:
+            converted = convert(source, target, progress=bar)
+        print(f"{target}: {converted.planes} planes as they are in {source}, read back and identical")
+        if converted.missing:
+            print(f"NOT complete: {converted.missing} of them are not in {source}", file=sys.stderr)
+        return 3 if converted.missing else 0
     with contextlib.ExitStack() as stack:
         upscaler: Upscaler
         if server:
