@@ -262,7 +262,9 @@ def enhance(
 ) -> int:
     """Super-resolve a file, or finish the volume of an acquisition; convert what is computed already.
 
-    A computed .ome.zarr becomes an .ome.tiff, and the other way round, without any computing. What was filled is marked in NAME.filled beside the result: 255 where a pixel was filled.
+    A computed .ome.zarr becomes an .ome.tiff, and the other way round, without any computing.
+
+    What was filled is marked in NAME.filled beside the result: 255 where a pixel was filled.
     """
     from live_sr.archive.enhance import enhance as run_enhance
     from live_sr.archive.enhance import mark_path

@@ -21,6 +21,7 @@ from live_sr.acquire.gather import Gatherer
 from live_sr.acquire.listeners import Events, Turn
 from live_sr.acquire.mda_view import SeenFrames
 from live_sr.acquire.plan import Place, Plan
+from live_sr.client.convert import ConvertedVolume, convert
 from live_sr.client.store import SRStore
 from live_sr.errors import LiveSRError, StoreError
 from live_sr.frame import Counts, Pixels, Restored
@@ -47,6 +48,8 @@ class Run:
         None where its events were all that was known.
     target : Path or None
         The super-resolved volume to make; None when the session saves nothing.
+    tiff : Path or None
+        The OME-TIFF that it becomes when it is complete.
     summary : dict
         Of the raw stream, as the engine gave it.
     seen : SeenFrames or None
@@ -61,6 +64,7 @@ class Run:
     gatherer: Gatherer
     raw_path: Path | None
     target: Path | None
+    tiff: Path | None = None
     summary: dict[str, Any] = field(default_factory=dict)
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     acquired: int = 0
@@ -76,6 +80,8 @@ class Run:
     no_store: LiveSRError | None = None  # why the volume could not be made; it is not tried again
     last_seq: int = -1  # of its frames
     seen: SeenFrames | None = None
+    _converted: ConvertedVolume | None = None
+    _reading: threading.Lock = field(default_factory=threading.Lock)
     _turn: Turn | None = None
     _begin_lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -142,7 +148,7 @@ class Run:
             )
 
     def close(self, raw: RawReport) -> None:
-        """Write the run's counters and what is known of raw, and close the volume.
+        """Write the run's counters and what is known of raw, close the volume, and convert it if it is to be.
 
         Raises
         ------
@@ -162,10 +168,45 @@ class Run:
             {**counts.as_dict(), "raw_verified": raw.verified, "raw_missing": raw.missing},
             status="complete" if self.failed == 0 else "incomplete",
         )
+        if self.tiff is not None:
+            self._convert(self.tiff)
+
+    @property
+    def saved_as(self) -> Path | None:
+        """Where the super-resolved frames are now."""
+        return self.tiff if self._converted is not None else self.target
 
     def _read(self, place: Place) -> Pixels:
+        with self._reading:  # the volume may be about to go
+            if self._converted is not None:
+                return self._converted.read(place)
+            assert self.store is not None
+            return self.store.read(place)
+
+    def _convert(self, target: Path) -> None:
+        """Write the OME-TIFF; the volume goes when that was read back, its journal stays.
+
+        Raises
+        ------
+        StoreError
+            When it cannot be written, or frames are missing: the volume stays.
+        """
         assert self.store is not None
-        return self.store.read(place)
+        volume = self.store.path
+        how = f"live-sr enhance {volume} {target}"
+        if self.failed:
+            raise StoreError(
+                f"{target} is not written, since {self.failed} frames are missing: the others are in {volume}. "
+                f"Finish it, then: {how}"
+            )
+        try:
+            convert(volume, target)
+            converted = ConvertedVolume(target)
+        except LiveSRError as e:
+            raise StoreError(f"{e}. Everything is in {volume}; convert it with: {how}") from e
+        with self._reading:
+            self._converted = converted
+        shutil.rmtree(volume, ignore_errors=True)  # on some systems not while a viewer has it open
 
     def _raw_needs_the_room(self, nbytes: int) -> bool:
         """Raw comes first: on a disk of both, the frames still to be acquired keep their room."""

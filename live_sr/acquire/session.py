@@ -83,7 +83,10 @@ class LiveSR:
         One or several servers, ``tcp://HOST:PORT`` or ``ipc://PATH``.
     save : path, optional
         OME-Zarr to write the super-resolved frames to. A second run of the session goes to ``NAME-2``, and so
-        on; nothing is ever overwritten.
+        on; nothing is ever overwritten. With an ``.ome.tiff`` frames go to an OME-Zarr of that name, which is
+        converted at the end of a run, in the order of its axes; it is removed when the OME-TIFF was read back
+        and every frame is in it, and stays otherwise. A process that is killed leaves the OME-Zarr:
+        ``live-sr enhance x.ome.zarr x.ome.tiff`` converts it.
     raw : path, optional
         Where the raw data of the first run go, when the core cannot be asked: they are written by other means
         than ``run_mda(output=...)``, or by a core that is neither attached nor ``CMMCorePlus.instance()``.
@@ -137,13 +140,17 @@ class LiveSR:
         self.session = uuid.uuid4().hex
         self.events = Events()
         self.report: SessionReport | None = None
-        self._save = Path(save).expanduser() if save is not None else None
-        if self._save is not None:
-            if not self._save.name.endswith(".zarr"):
-                raise InputError(
-                    f"save={str(self._save)!r} must end in .ome.zarr: super-resolved frames go to OME-Zarr"
-                )
-            preflight.refuse_existing_volume(self._save)
+        self._save: Path | None = None
+        self._tiff = ""  # ending of the OME-TIFF that it becomes
+        if save is not None:
+            self._save, self._tiff = preflight.save_as(Path(save).expanduser())
+        if self._tiff:
+            log.warning(
+                "super-resolved frames go to %s, which becomes %s at the end of the run: a process that is "
+                "killed leaves the former, `live-sr enhance` converts it",
+                self._save,
+                save,
+            )
         self._raw = check_raw_path(Path(raw).expanduser()) if raw is not None else None
         addresses = [address] if isinstance(address, str) else list(address)
         for each in addresses:
@@ -430,7 +437,7 @@ class LiveSR:
     def _new_run(self, started: RunStarted, plan: Plan) -> Run:
         raw_path: Path | None = started.prepared[1]
         number = len(self._runs) + 1
-        target = preflight.numbered(self._save, number) if self._save is not None else None
+        target = preflight.numbered(self._save, number, self._tiff) if self._save is not None else None
         core = started.hook.core
 
         def raw_alarm(text: str) -> None:
@@ -458,6 +465,7 @@ class LiveSR:
             gatherer=Gatherer(plan, release=custody.release),
             raw_path=raw_path,
             target=target,
+            tiff=preflight.tiff_of(target, self._tiff) if target is not None and self._tiff else None,
             summary=started.meta,
         )
         for earlier in self._runs:
@@ -740,7 +748,7 @@ class LiveSR:
         except Exception as e:
             if not isinstance(e, LiveSRError):
                 log.exception("live-sr could not close %s", run.target)
-            self._alarm(f"super-resolved volume {run.target} could not be closed: {e}")
+            self._alarm(f"super-resolved data could not be closed: {e}")
             closed = False
         self._run_reports.append(
             RunReport(
@@ -750,7 +758,7 @@ class LiveSR:
                 failed=run.failed,
                 failures=tuple(run.reasons),
                 raw=raw,
-                sr_path=str(run.target) if run.store is not None else None,
+                sr_path=str(run.saved_as) if run.store is not None else None,
                 sr_complete=closed and run.failed == 0,
             )
         )
@@ -986,7 +994,7 @@ class LiveSR:
             axes={name: run.acquired if size is None else size for name, size in run.plan.order},
             channels=tuple(c.config for c in run.sequence.channels) if run.sequence is not None else (),
             raw_path=str(run.raw_path or ""),
-            sr_path=str(run.target or ""),
+            sr_path=str(run.saved_as or ""),
             state="idle" if run.ended else self._running_state(),
         )
 

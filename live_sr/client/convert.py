@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+import weakref
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -97,8 +98,8 @@ def convert(source: Path, target: Path, *, progress: Progress | None = None) -> 
     if kinds == ("ome-tiff", "zarr"):
         return _to_volume(source, target, tell)
     raise InputError(
-        f"{source} is computed already, and is not computed again: take the raw data it was made from. To convert "
-        "it, name an .ome.tiff target for an .ome.zarr, or the other way round"
+        f"{source} is computed already, and is not computed again: take the raw data it was made from. To "
+        "convert it, name an .ome.tiff target for an .ome.zarr, or the other way round"
     )
 
 
@@ -109,6 +110,7 @@ class ConvertedVolume:
         self._source = TiffSource(path)
         self._layout = _noted(self._source, path).layout
         self._lock = threading.Lock()
+        weakref.finalize(self, self._source.close)  # whoever looks last lets go of it
 
     def read(self, place: Mapping[str, int]) -> Pixels:
         """(Y, X)."""
@@ -116,10 +118,6 @@ class ConvertedVolume:
             pixels = self._source.read(_page(self._layout, place))
         assert pixels is not None, "every plane was written"
         return pixels
-
-    def close(self) -> None:
-        """Close the file."""
-        self._source.close()
 
 
 def annotation(noted: Noted) -> dict[str, str]:
@@ -293,8 +291,8 @@ def _to_volume(file: Path, target: Path, tell: Progress) -> Converted:
 def _statement(provenance: Mapping[str, Any]) -> str:
     model = provenance["model"]
     return (
-        f"{provenance.get('statement', '')} Source: {provenance.get('raw') or 'not stored'}. Model: {model['id']}, "
-        f"sha256 {model['sha256']}, x{model['scale']}. Software: live-sr {__version__}."
+        f"{provenance.get('statement', '')} Source: {provenance.get('raw') or 'not stored'}. Model: "
+        f"{model['id']}, sha256 {model['sha256']}, x{model['scale']}. Software: live-sr {__version__}."
     )
 
 
@@ -303,6 +301,6 @@ def _noted(source: TiffSource, path: Path) -> Noted:
         return msgspec.json.decode((source.annotation or {})["volume"], type=Noted)
     except (KeyError, msgspec.DecodeError) as e:
         raise InputError(
-            f"{path} has no description of the volume it was made of, and cannot become one again: take the raw "
-            "data"
+            f"{path} has no description of the volume it was made of, and cannot become one again: take the "
+            "raw data"
         ) from e

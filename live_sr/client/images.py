@@ -165,9 +165,9 @@ def open_source(path: Path, dtypes: Sequence[str] = DTYPES) -> ImageSource:
 
 
 def first_of_folder(path: Path) -> Path | None:
-    """The first file of a folder of OME-TIFF, as pymmcore-plus writes one for each position; it names the others.
+    """The first file of a folder of OME-TIFF, which pymmcore-plus writes for several positions.
 
-    None where there is no such file.
+    It names the others. None where there is no such file.
     """
     return min(path.glob(FIRST_POSITION), default=None)
 
@@ -333,7 +333,7 @@ class TiffSource:
         key = series.keyframe
         if key.parent is not self._file:  # of an OME-TIFF that consists of several files
             elsewhere = series.pages[n]
-            return None if elsewhere is None else elsewhere.asarray()[window]
+            return None if elsewhere is None else _of_other_file(elsewhere)[window]
         if _single(series):
             return self._map(key, cast("int", series.dataoffset) + n * key.nbytes)[window].copy()
         page = series.pages[n]
@@ -418,6 +418,16 @@ def _damaged(path: Path, error: Exception) -> str:
     return (
         f"{path} is not a TIFF file that can be read ({type(error).__name__}: {' '.join(str(error).split())})"
     )
+
+
+def _of_other_file(page: tifffile.TiffPage | tifffile.TiffFrame) -> NDArray[Any]:
+    """Tifffile closes all files of an OME-TIFF but the first; there may be hundreds."""
+    file = page.parent.filehandle
+    file.open()
+    try:
+        return page.asarray()
+    finally:
+        file.close()
 
 
 def _single(series: tifffile.TiffPageSeries) -> bool:
