@@ -51,6 +51,7 @@ class SeenFrames:
         self._axes = [axis for axis, _ in plan.order]
         self._read_back = read_back
         self._max_bytes = max_bytes
+        self._keeping = read_back is None
         self._lock = threading.Lock()
         self._sizes = [0] * len(self._axes)
         self._there: set[At] = set()
@@ -64,7 +65,7 @@ class SeenFrames:
             before = list(self._sizes)
             self._there.add(at)
             self._sizes = [max(n, i + 1) for n, i in zip(before, at, strict=True)]
-            if self._read_back is None:
+            if self._keeping:
                 self._keep(at, pixels)
             grown = self._sizes != before
         if grown:
@@ -98,7 +99,7 @@ class SeenFrames:
     def release(self) -> None:
         """Forget what is kept in memory: another run begins."""
         with self._lock:
-            self._max_bytes = self._bytes = 0
+            self._keeping = False  # frames of it may still come
             self._kept.clear()
 
     def _keep(self, at: At, pixels: Pixels) -> None:
