@@ -79,7 +79,6 @@ def main() -> None:
         sr.attach(core)
         for look in run(core, sr, given.raw):
             print(f"imaged x = {look.x_pos:.1f} µm, y = {look.y_pos:.1f} µm for {look.exposure:g} ms")
-    core.unloadAllDevices()
 
 
 if __name__ == "__main__":

@@ -26,12 +26,12 @@ def print_report(console: Console, report: SessionReport, more: Iterable[Rendera
     for each in more:
         console.print(each)
     for text in report.warnings:
-        console.print(text, style="yellow", markup=False, soft_wrap=True)
+        console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
     for text in report.alarms:
-        console.print(text, style="bold red", markup=False, soft_wrap=True)
+        console.print(text, style="bold red", markup=False, highlight=False, soft_wrap=True)
     for run in report.runs:
         for line in _where(run):
-            console.print(line, markup=False, soft_wrap=True)
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
         if not run.sr_complete:
             model = f" --model {report.model.id}" if report.model is not None else ""
             console.print("[bold red]super-resolved data are NOT complete[/]", end="")
@@ -39,6 +39,7 @@ def print_report(console: Console, report: SessionReport, more: Iterable[Rendera
                 f": {run.failed} frames failed. Finish them with: live-sr enhance {run.raw.path} "
                 f"{run.sr_path or 'OUT.ome.zarr'}{model}",
                 markup=False,
+                highlight=False,
                 soft_wrap=True,
             )
 

@@ -83,7 +83,7 @@ def run_acquire(settings: AcquireSettings) -> int:
         try:
             with run.heeding_ctrl_c(), sr:
                 for doubt in sr.preflight(sequence, core, raw=raw, timeout=SERVER_S):
-                    err.print(doubt, style="yellow", markup=False, soft_wrap=True)
+                    err.print(doubt, style="yellow", markup=False, highlight=False, soft_wrap=True)
                 sr.attach(core)
                 run.until_finished(sequence, raw)
         except KeyboardInterrupt:
@@ -138,6 +138,7 @@ def read_sequence(path: Path) -> MDASequence:
 
 @contextlib.contextmanager
 def _microscope(config: str) -> Iterator[CMMCorePlus]:
+    from pymmcore import CMMCore
     from pymmcore_plus import CMMCorePlus
 
     if config != DEMO and not Path(config).expanduser().is_file():
@@ -151,6 +152,7 @@ def _microscope(config: str) -> Iterator[CMMCorePlus]:
         yield core
     finally:
         core.unloadAllDevices()
+        CMMCore.registerCallback(core, None)  # whose thread may outlive the interpreter, which then aborts
 
 
 class _Acquisition:
