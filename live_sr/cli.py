@@ -36,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-DEFAULT_MODEL = ServerSettings().model
+DEFAULT_MODEL = ServerSettings().models[0]
 P = ParamSpec("P")
 EXTRAS = {  # what to install when a command's packages are missing
     "demo": "demo",
@@ -157,7 +157,10 @@ def demo(
 def serve(
     config: Annotated[Path | None, typer.Argument(help="Settings, see configs/server.toml.")] = None,
     bind: Annotated[str | None, typer.Option(help="Listen on this address.")] = None,
-    model: Annotated[str | None, typer.Option(help="Model name or file.")] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Model name or file; may be repeated, the first is for those who ask for none."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or auto.")] = None,
     precision: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or auto.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; 0 lets torch choose.")] = None,
