@@ -2,15 +2,10 @@
 
 Overview frames are taken quickly, with a dose that harms little, and super-resolved while the stage moves on.
 A listener finds the brightest object in each, and has it imaged again: centred, with 10 times the exposure.
-
-    live-sr serve                                   # in another terminal, or on another machine
-    python docs/examples/feedback.py                # Micro-Manager's demo microscope
-    python docs/examples/feedback.py my.cfg --server tcp://gpu:5755 --raw raw.ome.zarr
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +16,7 @@ from useq import MDAEvent, MDASequence
 
 from live_sr import LiveSR
 from live_sr.acquire.feedback import Feedback
+from live_sr.config import DEFAULT_ADDRESS
 
 OBJECT_PX = 8  # super-resolved pixels along an object: smaller bright spots are noise
 OVERVIEW_MS, CLOSE_LOOK_MS = 10.0, 100.0
@@ -65,19 +61,13 @@ def run(core: CMMCorePlus, sr: LiveSR, raw: Path | None = None) -> list[MDAEvent
     return looks
 
 
-def main() -> None:
-    """Read the options, connect, acquire."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    options.add_argument("config", nargs="?", help="Micro-Manager configuration; by default its demo")
-    options.add_argument("--server", default="tcp://127.0.0.1:5755")
-    options.add_argument("--raw", type=Path)
-    options.add_argument("--save", type=Path)
-    given = options.parse_args()
-    core = CMMCorePlus()
-    core.loadSystemConfiguration(*([given.config] if given.config else []))
-    with LiveSR(given.server, save=given.save) as sr:
+def main(server: str = DEFAULT_ADDRESS) -> None:
+    """Look around with Micro-Manager's demo devices, and look closer."""
+    core = CMMCorePlus.instance()
+    core.loadSystemConfiguration()
+    with LiveSR(server) as sr:
         sr.attach(core)
-        for look in run(core, sr, given.raw):
+        for look in run(core, sr):
             print(f"imaged x = {look.x_pos:.1f} µm, y = {look.y_pos:.1f} µm for {look.exposure:g} ms")
 
 
