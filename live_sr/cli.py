@@ -1,7 +1,7 @@
 """The ``live-sr`` command: reads options, calls the parts, turns errors into one sentence and an exit code.
 
 Exit codes: 0 done and complete; 1 an error, or raw data that are not complete; 2 wrong usage; 3 raw data
-complete but super-resolved data not.
+complete but super-resolved data not; 130 ended with Ctrl-C.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from live_sr import __version__
-from live_sr.config import DEFAULT_FEED, DEFAULT_PAGE_PORT, ServerSettings, load
+from live_sr.config import DEFAULT_ADDRESS, DEFAULT_FEED, DEFAULT_PAGE_PORT, ServerSettings, load
 from live_sr.errors import InputError, LiveSRError
 from live_sr.frame import Pixels
 from live_sr.upscaler import Upscaler
@@ -40,6 +40,7 @@ DEFAULT_MODEL = ServerSettings().models[0]
 P = ParamSpec("P")
 EXTRAS = {  # what to install when a command's packages are missing
     "demo": "demo",
+    "acquire": "acquire",
     "serve": "serve",
     "view": "view",
     "doctor": "serve",
@@ -154,6 +155,42 @@ def demo(
 
 
 @command
+def acquire(
+    sequence: Annotated[Path, typer.Argument(help="Sequence of useq-schema: .yaml or .json.")],
+    config: Annotated[str, typer.Option(help="Micro-Manager configuration; demo is that of its demo devices.")],
+    raw: Annotated[Path, typer.Option(help="Write raw data to this .ome.zarr or .ome.tiff.")],
+    save: Annotated[Path, typer.Option(help="Write super-resolved data to this .ome.zarr or .ome.tiff.")],
+    server: Annotated[list[str] | None, typer.Option(help="Server; may be repeated.")] = None,
+    view: Annotated[str | None, typer.Option(help="Publish for live-sr view on this address.")] = None,
+    model: Annotated[str, typer.Option(help="Model to ask for; by default what the server holds.")] = "",
+    report: Annotated[Path | None, typer.Option(help="Write the numbers to this JSON file.")] = None,
+    on_raw_failure: Annotated[
+        Literal["cancel", "continue"],
+        typer.Option(help="When raw data cannot be written: end the acquisition, or go on with our own copy."),
+    ] = "cancel",
+) -> int:
+    """Run a sequence on a microscope and super-resolve it while it is acquired.
+
+    Ctrl-C cancels the acquisition and finishes its frames; a second Ctrl-C leaves those to live-sr enhance.
+    """
+    from live_sr.acquire.command import AcquireSettings, run_acquire
+
+    return run_acquire(
+        AcquireSettings(
+            sequence=sequence,
+            config=config,
+            raw=raw,
+            save=save,
+            servers=tuple(server or [DEFAULT_ADDRESS]),
+            view=view,
+            model=model,
+            report=report,
+            on_raw_failure=on_raw_failure,
+        )
+    )
+
+
+@command
 def serve(
     config: Annotated[Path | None, typer.Argument(help="Settings, see configs/server.toml.")] = None,
     bind: Annotated[str | None, typer.Option(help="Listen on this address.")] = None,
@@ -259,13 +296,23 @@ def enhance(
         bool, typer.Option("--fill", help="Fill frames that SOURCE lacks in the same way.")
     ] = False,
 ) -> int:
-    """Super-resolve a file, or finish the volume of an acquisition.
+    """Super-resolve a file, or finish the volume of an acquisition; convert what is computed already.
+
+    A computed .ome.zarr becomes an .ome.tiff, and the other way round, without any computing.
 
     What was filled is marked in NAME.filled beside the result: 255 where a pixel was filled.
     """
     from live_sr.archive.enhance import enhance as run_enhance
     from live_sr.archive.enhance import mark_path
+    from live_sr.client.convert import convert, is_computed
 
+    if is_computed(source):
+        with _bar("converting") as bar:
+            converted = convert(source, target, progress=bar)
+        print(f"{target}: {converted.planes} planes as they are in {source}, read back and identical")
+        if converted.missing:
+            print(f"NOT complete: {converted.missing} of them are not in {source}", file=sys.stderr)
+        return 3 if converted.missing else 0
     with contextlib.ExitStack() as stack:
         upscaler: Upscaler
         if server:
