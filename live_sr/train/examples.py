@@ -96,14 +96,22 @@ def gather(settings: TrainSettings, data: Sequence[Path], *, cache: Path) -> Exa
     # A pattern such as *.tif also finds the files of pairs. Their raw frames are no good images, and of the
     # others some are judged on.
     paired = [pattern for pair in settings.pairs for pattern in (pair.low, pair.high)]
-    pools, files = load_pools(settings.sources, data, (*settings.validation, *paired), shelf)
+    pools, files = load_pools(
+        settings.sources, data, (*settings.validation, *paired), shelf, neighbours=settings.neighbours
+    )
     held_out: list[Pool] = []
     judged: list[File] = []
     if settings.validation:
         first = settings.sources[0] if settings.sources else None
         channel, value_range = (first.channel, first.range) if first is not None else (None, None)
         judged = load_files(
-            data, settings.validation, paired, channel=channel, value_range=value_range, shelf=shelf
+            data,
+            settings.validation,
+            paired,
+            channel=channel,
+            value_range=value_range,
+            neighbours=settings.neighbours,
+            shelf=shelf,
         )
         # planes of a file are taken as neighbours, as far as the network asks for any
         held_out = [Pool(f.name, 1.0, list(f.images), True, list(f.places)) for f in judged]

@@ -177,6 +177,15 @@ def test_planes_of_another_stack_are_no_neighbours(tmp_path: Path) -> None:
     assert drawn(Crops(pools, 8, AS_IT_IS, frames=3), 200) == expected
 
 
+def test_neighbours_are_time_points_for_a_network_of_time_points(tmp_path: Path) -> None:
+    tifffile.imwrite(
+        tmp_path / "a.ome.tif", np.stack(numbered(6)).reshape(3, 2, 16, 16), metadata={"axes": "TZYX"}
+    )
+    pools, _ = load_pools([Source(name="s", files="*", stack=True)], [tmp_path], neighbours="t")
+    expected = {(0, 0, 2), (0, 2, 4), (2, 4, 4), (1, 1, 3), (1, 3, 5), (3, 5, 5)}
+    assert drawn(Crops(pools, 8, AS_IT_IS, frames=3), 200) == expected
+
+
 def test_images_without_neighbours_are_left_out_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     single = Pool("single", 9.0, [*numbered(3, 100)])
     lonely = Pool("lonely", 9.0, [*numbered(1, 200)], stack=True)
