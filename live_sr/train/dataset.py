@@ -11,7 +11,7 @@ from torch import Tensor
 
 from live_sr.config import Settings
 from live_sr.errors import ConfigError, InputError
-from live_sr.train.content import ContentMap, content_map
+from live_sr.train.content import Contents
 from live_sr.train.files import to_unit
 from live_sr.train.pools import Pool
 
@@ -47,7 +47,7 @@ class Augment(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Crops:
-    """Random, augmented crops of pools of images.
+    """Random, augmented crops of pools of images; crops and images without content are rarer.
 
     Parameters
     ----------
@@ -81,24 +81,23 @@ class Crops:
             )
         self._shares = torch.tensor([p.share for p in self.pools], dtype=torch.float64).cumsum(0)
         self._neighbours = [neighbours(pool, frames // 2) for pool in self.pools]
-        self._content: dict[tuple[int, int], ContentMap] = {}  # when an image is drawn for the first time
+        self._contents = [Contents(pool.images) for pool in self.pools]
 
     def batch(self, n: int, generator: torch.Generator) -> Tensor:
         """(n, frames, size, size) float32 in [0, 1]; `generator` is the only source of randomness."""
         return torch.stack([self._crop(generator) for _ in range(n)])
 
     def _crop(self, generator: torch.Generator) -> Tensor:
-        u = iter(torch.rand(DRAWS, dtype=torch.float64, generator=generator).tolist())
+        *draws, other = torch.rand(DRAWS, dtype=torch.float64, generator=generator).tolist()
+        u = iter(draws)
         p = int(torch.searchsorted(self._shares, next(u) * self._shares[-1], right=True))
         pool = self.pools[p]
-        i = int(next(u) * len(pool.images))
+        i = self._contents[p].draw((next(u), other))
         a, shape = self.augment, pool.images[i].shape
 
         zoom = log_uniform(next(u), (1.0, a.zoom_max)) if next(u) < a.zoom_share else 1.0
         edge = min(round(self.size * zoom), *shape)
-        if (p, i) not in self._content:
-            self._content[p, i] = content_map(pool.images[i])
-        y, x = self._content[p, i].corner(edge, (next(u), next(u), next(u)))
+        y, x = self._contents[p][i].corner(edge, (next(u), next(u), next(u)))
         window = slice(y, y + edge), slice(x, x + edge)
         planes = [torch.from_numpy(to_unit(pool.images[j][window])) for j in self._neighbours[p][i]]
         crop = torch.stack(planes)[None]  # (1, frames, edge, edge)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from live_sr.client.images import SUFFIXES, ImageSource, neighbour_axis, open_source
-from live_sr.client.volume import Window
+from live_sr.client.volume import Axis, VolumeLayout, Window
 from live_sr.errors import ConfigError, InputError, StoreError
 from live_sr.frame import DTYPES, Pixels
 from live_sr.neighbours import Neighbours
@@ -397,6 +398,24 @@ def read_file(
 def read_images(path: Path, *, channel: int | None = None, value_range: Range | None = None) -> list[Pixels]:
     """Every plane of an image file, (Y, X) uint8 or uint16. See :func:`read_file`."""
     return [cast("Pixels", image) for image in read_file(path, channel=channel, value_range=value_range).images]
+
+
+def coarse_layout(path: Path, images: Sequence[Pixels], scale: int) -> VolumeLayout:
+    """Axes and pixel size of images that were made of the planes of a file, `scale` of their pixels to a side.
+
+    Where planes of the file are missing, or it has several positions, the images are a mere stack.
+    """
+    source = open_source(path, READABLE)
+    layout = source.layout
+    source.close()
+    series = tuple(axis for axis in layout.index_axes if axis.type != "channel")
+    if math.prod(axis.size or 0 for axis in series) != len(images):
+        series = (Axis("q", len(images), "other"),)
+    y, x = (
+        replace(axis, size=size, scale=axis.scale and axis.scale * scale)
+        for axis, size in zip(layout.frame_axes, images[0].shape, strict=True)
+    )
+    return VolumeLayout((*series, y, x), images[0].dtype.name)
 
 
 def hash_file(path: Path) -> str:

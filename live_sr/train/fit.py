@@ -18,7 +18,7 @@ import signal
 import threading
 import time
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,6 @@ from live_sr.model import artifact
 from live_sr.model.unet import SuperResolver, count_kmac, measure_halo
 from live_sr.train.batches import Ahead, Batch
 from live_sr.train.examples import Example, Examples, gather
-from live_sr.train.files import File
 from live_sr.train.holes import Shown, parted
 from live_sr.train.losses import Adversary, critic_loss, fooling_loss, masked_psnr, restoration_loss, ssim
 from live_sr.train.rundir import RunFolder, commit
@@ -195,7 +194,7 @@ def _fit(
         return folder.checkpoint
     if rank > 0:
         return out / f"{settings.id}{artifact.SUFFIX}"  # the first process is writing it
-    model = export(settings, folder.checkpoint, examples.files, out)
+    model = export(settings, folder.checkpoint, examples, out)
     console.print(f"model: {model}. Serve it with: live-sr serve --model {model}", soft_wrap=True)
     return model
 
@@ -359,7 +358,7 @@ class _Run:
             self.state.save(self.folder.checkpoint, self.settings)
 
 
-def export(settings: TrainSettings, checkpoint: Path, used: Iterable[File], out: Path) -> Path:
+def export(settings: TrainSettings, checkpoint: Path, examples: Examples, out: Path) -> Path:
     """Write a checkpoint's best weights as a model file, with its dated entry; the run may still go on."""
     content = _read_checkpoint(checkpoint)
     if content["best"] is None:
@@ -368,7 +367,7 @@ def export(settings: TrainSettings, checkpoint: Path, used: Iterable[File], out:
     network.load_state_dict(content["best_weights"])
     _channels_last(network)  # the file keeps it: measured up to twice as fast on a CPU
     score = Score(*content["best"])
-    record = _record(settings, network, content, score, list(used))
+    record = _record(settings, network, content, score, examples)
     path = out / f"{settings.id}{artifact.SUFFIX}"
     artifact.save(network, record, path)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -582,7 +581,7 @@ def _pictures(example: Example, restored: Tensor) -> Row:
 
 
 def _record(
-    settings: TrainSettings, network: nn.Module, content: dict[str, Any], score: Score, used: list[File]
+    settings: TrainSettings, network: nn.Module, content: dict[str, Any], score: Score, examples: Examples
 ) -> artifact.ModelRecord:
     return artifact.ModelRecord(
         id=settings.id,
@@ -610,8 +609,9 @@ def _record(
             "start_sha256": content["start"],
             "commit": commit(),
             "torch": str(torch.__version__),
-            "data": [{"file": f.name, "sha256": f.sha256, "images": len(f.images)} for f in used],
+            "data": [{"file": f.name, "sha256": f.sha256, "images": len(f.images)} for f in examples.files],
             "validation": {
+                "against": examples.against,
                 "psnr": round(score.psnr, 3),
                 **({} if math.isnan(score.ssim) else {"ssim": round(score.ssim, 4)}),
             },
@@ -624,17 +624,12 @@ def _record(
 def _entry(settings: TrainSettings, record: artifact.ModelRecord, score: Score, sha256: str) -> str:
     """One dated entry for the model's card."""
     training = record.training
-    judged = (
-        f"at {settings.validation_dose:g} electrons and read noise {settings.validation_read_noise:.4f}"
-        if settings.task == "restore"
-        else "against noisy pixels"
-    )
     similarity = "" if math.isnan(score.ssim) else f", SSIM {score.ssim:.3f}"
     return (
         f"\n### {record.created[:10]}\n\n"
         f"{training['steps']} steps of {settings.batch} crops of {settings.patch} x {settings.patch} raw "
         f"pixels in {training['minutes']} min, seed {settings.seed}, commit {training['commit'] or 'none'}, "
-        f"torch {training['torch']}; validation {judged}: PSNR {score.psnr:.2f} dB{similarity}. "
+        f"torch {training['torch']}; validation {training['validation']['against']}: PSNR {score.psnr:.2f} dB{similarity}. "
         f"SHA-256 `{sha256}`.\n"
     )
 

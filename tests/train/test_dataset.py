@@ -112,6 +112,25 @@ def test_crops_without_content_are_rarer_but_not_absent() -> None:
     assert 0.03 < empty < 0.2  # of all places, 0.35 are
 
 
+def test_images_without_content_are_rarer_but_not_absent() -> None:
+    rng = np.random.default_rng(1)
+    faint = np.rint(70 + (half_empty() - 128.0) / 5).astype(np.uint8)
+    empty = np.clip(rng.normal(20, 3, (256, 256)), 0, 255).astype(np.uint8)
+    pool = Pool("four", 1.0, [half_empty(), faint, half_empty(), empty])
+    level = Crops([pool], 48, AS_IT_IS).batch(1200, seeded()).mean(dim=(1, 2, 3)) * 255
+    assert float((level < 40).float().mean()) == pytest.approx(1 / 16, abs=0.02), "where it is drawn twice"
+    faint_share = float(((level > 40) & (level < 95)).float().mean())
+    assert faint_share == pytest.approx(5 / 16, abs=0.04), "a fifth of the contrast is content"
+
+
+def test_a_pool_of_empty_images_is_drawn_from_evenly() -> None:
+    flat = [np.full((64, 64), level, np.uint8) for level in (0, 100, 200)]
+    crops = Crops([Pool("flat", 1.0, flat)], 48, AS_IT_IS).batch(600, seeded())
+    for level in (0, 100, 200):
+        share = float(((crops * 255).round().flatten(1)[:, 0] == level).float().mean())
+        assert share == pytest.approx(1 / 3, abs=0.07)
+
+
 def test_places_are_even_where_content_is() -> None:
     marked = np.add.outer(np.arange(100) * 200, np.arange(100)).astype(np.uint16)
     rng = np.random.default_rng(0)
