@@ -109,8 +109,8 @@ class Contents:
     def draw(self, u: tuple[float, float]) -> int:
         """Number of a plane, all equally often but for empty ones: beside one that is not, that one is taken.
 
-        All the randomness is in `u`, two numbers in [0, 1). Of n planes a single empty one is drawn n times more
-        rarely than the others, and no plane has to be looked at before it is drawn.
+        All the randomness is in `u`, two numbers in [0, 1). Of n planes a single empty one is drawn n times
+        more rarely than the others, and no plane has to be looked at before it is drawn.
         """
         first, second = (int(v * len(self._planes)) for v in u)
         return first if self[first].full >= EMPTY * self[second].full else second

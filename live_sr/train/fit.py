@@ -629,8 +629,8 @@ def _entry(settings: TrainSettings, record: artifact.ModelRecord, score: Score, 
         f"\n### {record.created[:10]}\n\n"
         f"{training['steps']} steps of {settings.batch} crops of {settings.patch} x {settings.patch} raw "
         f"pixels in {training['minutes']} min, seed {settings.seed}, commit {training['commit'] or 'none'}, "
-        f"torch {training['torch']}; validation {training['validation']['against']}: PSNR {score.psnr:.2f} dB{similarity}. "
-        f"SHA-256 `{sha256}`.\n"
+        f"torch {training['torch']}; validation {training['validation']['against']}: "
+        f"PSNR {score.psnr:.2f} dB{similarity}. SHA-256 `{sha256}`.\n"
     )
 
 

@@ -233,7 +233,8 @@ def register(low: Plane, high: Plane, scale: int) -> tuple[tuple[float, float], 
 class PairCrops:
     """Random, augmented crops of registered pairs.
 
-    Pairs are drawn equally often, but for those without content. Zooming out is left to synthetic crops: it would average real noise away.
+    Pairs are drawn equally often, but for those without content. Zooming out is left to synthetic crops: it
+    would average real noise away.
 
     Parameters
     ----------
