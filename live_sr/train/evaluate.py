@@ -291,6 +291,9 @@ def evaluate_procedural(
 ) -> Evaluation:
     """The same on noise-free renderings of tissues that training has not seen, 512 x 512 pixels of truth each.
 
+    A model of several frames sees the sections around, a pixel of the truth apart as in FIB-SEM; one of time
+    points sees the same section again.
+
     Parameters
     ----------
     images : int
@@ -305,14 +308,19 @@ def evaluate_procedural(
     """
     if images < 1:
         raise InputError(f"nothing to evaluate on: asked for {images} procedural images")
-    fine_um = pixel_size_um / upscaler.info.scale
+    info = upscaler.info
+    fine_um = pixel_size_um / info.scale
+    step_um = 0.0 if info.neighbours == "t" else fine_um
     truths = []
     for n in range(images):
-        rng = np.random.default_rng([EVALUATION_SEED, n])
-        truth = Neuropil.random(rng).render((EDGE, EDGE), pixel_size_um=fine_um)
-        pixels = np.rint(truth * 65535).astype(np.uint16)
-        around = ((0, pixels),) * upscaler.info.frames
-        truths.append(_Truth(f"neuropil {n}", n, 0, pixels, fine_um * 1000, around))
+        tissue = Neuropil.random(np.random.default_rng([EVALUATION_SEED, n]))
+        around = []
+        for offset in range(-(info.frames // 2), info.frames // 2 + 1):
+            section = tissue.render((EDGE, EDGE), pixel_size_um=fine_um, z_um=offset * step_um)
+            seed_of = 2 * abs(offset) - (offset < 0)  # 0 of the middle, whatever else is seen
+            around.append((seed_of, np.rint(section * 65535).astype(np.uint16)))
+        middle = around[info.frames // 2][1]
+        truths.append(_Truth(f"neuropil {n}", n, 0, middle, fine_um * 1000, tuple(around)))
     return _evaluate(upscaler, truths, doses, read_noise, seed, baselines, progress)
 
 
