@@ -44,7 +44,18 @@ def test_the_tables_replace_what_is_between_the_markers(tmp_path: Path) -> None:
         )
     page = tmp_path / "quality.md"
     page.write_text("before\n<!-- quality table: begin -->\nstale\n<!-- quality table: end -->\nafter\n")
-    narrow = ("--models", "em-x2", "em-x2-f5-holes", "--sets", "fibsem", "adjacent", "--doses", 40, "--planes", 1)
+    narrow = (
+        "--models",
+        "em-x2",
+        "em-x2-f5-holes",
+        "--sets",
+        "fibsem",
+        "adjacent",
+        "--doses",
+        40,
+        "--planes",
+        1,
+    )
     done = quality(*narrow, "--data", tmp_path, "--write", page)
     assert done.returncode == 0, done.stderr
     text = page.read_text(encoding="utf-8")

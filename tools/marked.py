@@ -1,4 +1,4 @@
-"""Puts what a tool printed into a Markdown page: between two markers, leaving the rest as it is. Knows no tool."""
+"""Puts what a tool printed into a Markdown page: between two markers; the rest stays as it is."""
 
 from __future__ import annotations
 

@@ -36,6 +36,9 @@ class Augment(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
         Largest change of brightness, as a fraction of full scale.
     invert_share : float
         Fraction of the crops whose contrast is inverted.
+    ends_share : float
+        Of several frames: fraction of the crops that are shown as at an end of their series, or beside frames
+        that were lost, whatever their place in it.
     """
 
     zoom_share: float = 0.4
@@ -44,6 +47,7 @@ class Augment(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     gain: tuple[float, float] = (0.5, 1.7)
     offset: float = 0.15
     invert_share: float = 0.15
+    ends_share: float = 0.1
 
 
 class Crops:
@@ -88,7 +92,7 @@ class Crops:
         return torch.stack([self._crop(generator) for _ in range(n)])
 
     def _crop(self, generator: torch.Generator) -> Tensor:
-        *draws, other = torch.rand(DRAWS, dtype=torch.float64, generator=generator).tolist()
+        *draws, other, end = torch.rand(DRAWS, dtype=torch.float64, generator=generator).tolist()
         u = iter(draws)
         p = int(torch.searchsorted(self._shares, next(u) * self._shares[-1], right=True))
         pool = self.pools[p]
@@ -99,7 +103,10 @@ class Crops:
         edge = min(round(self.size * zoom), *shape)
         y, x = self._contents[p][i].corner(edge, (next(u), next(u), next(u)))
         window = slice(y, y + edge), slice(x, x + edge)
-        planes = [torch.from_numpy(to_unit(pool.images[j][window])) for j in self._neighbours[p][i]]
+        near = self._neighbours[p][i]
+        if self.frames > 1 and end < a.ends_share:
+            near = cut_off(near, end / a.ends_share)
+        planes = [torch.from_numpy(to_unit(pool.images[j][window])) for j in near]
         crop = torch.stack(planes)[None]  # (1, frames, edge, edge)
         if edge != self.size:
             crop = F.interpolate(crop, size=(self.size, self.size), mode="area")
@@ -119,6 +126,16 @@ def neighbours(pool: Pool, reach: int) -> list[list[int]]:
                 side.append(at.get((place.sha256, place.stack, place.at + step * n), side[-1]))
         found.append([*reversed(before[1:]), *after])
     return found
+
+
+def cut_off(near: Sequence[int], u: float) -> list[int]:
+    """Neighbours beyond a place chosen by `u` in [0, 1), on one side or both, replaced by the one there."""
+    reach = len(near) // 2
+    which = int(u * 3 * reach)
+    kept, side = which // 3, which % 3
+    low = reach - kept if side != 1 else 0
+    high = reach + kept if side != 0 else len(near) - 1
+    return [near[min(max(k, low), high)] for k in range(len(near))]
 
 
 def turn(crop: Tensor, quarter: float, mirror: float) -> Tensor:

@@ -266,7 +266,8 @@ def evaluate(
         file = read_file(path, channel=channel, value_range=value_range, neighbours=info.neighbours)
         images = [cast("Pixels", image) for image in file.images]
         used = len(images) if planes is None else min(planes, len(images))
-        spread = np.linspace(0, len(images) - 1, used).round().astype(int).tolist()
+        # of as many equal parts, the middle: at the ends of a stack a model of several frames lacks neighbours
+        spread = ((np.arange(used) + 0.5) * len(images) / used).astype(int).tolist()
         size = _pixel_size_nm(path) or pixel_size_nm
         near = neighbours(Pool(path.name, 1.0, list(file.images), True, list(file.places)), info.frames // 2)
         truths += [

@@ -18,7 +18,7 @@ from live_sr.train.dataset import Augment, Crops
 from live_sr.train.files import Place, Shelf, to_unit
 from live_sr.train.pools import Pool, Source, load_pools
 
-AS_IT_IS = Augment(zoom_share=0.0, window_share=0.0, invert_share=0.0)
+AS_IT_IS = Augment(zoom_share=0.0, window_share=0.0, invert_share=0.0, ends_share=0.0)
 
 
 def image(dtype: str = "uint8", shape: tuple[int, ...] = (40, 50), seed: int = 0) -> NDArray[Any]:
@@ -178,6 +178,18 @@ def test_neighbours_surround_the_middle_and_ends_are_repeated() -> None:
         (0, 1, 2, 3, 3),
         (1, 2, 3, 3, 3),
     }
+
+
+def test_some_crops_are_shown_as_at_an_end_of_their_series() -> None:
+    ends = Augment(zoom_share=0.0, window_share=0.0, invert_share=0.0, ends_share=1.0)
+    assert drawn(Crops([stack_pool(1 + 4 + 4)], 8, ends, frames=5), 600) >= {
+        *((4, 4, 4, 5, 6), (2, 3, 4, 4, 4), (4, 4, 4, 4, 4)),
+        *((3, 3, 4, 5, 6), (2, 3, 4, 5, 5), (3, 3, 4, 5, 5)),
+    }
+    some = Augment(zoom_share=0.0, window_share=0.0, invert_share=0.0, ends_share=0.1)
+    crops = Crops([stack_pool(100)], 8, some, frames=3).batch(1000, seeded())
+    repeats = (crops.diff(dim=1) == 0).flatten(2).all(2).any(1)
+    assert float(repeats.float().mean()) == pytest.approx(0.1 + 0.02, abs=0.03), "two of a hundred are ends"
 
 
 def test_a_gap_is_an_end() -> None:
