@@ -283,8 +283,7 @@ class _Run:
         settings, state = self.settings, self.state
         raw, truth = batch.raw.to(self.device), batch.truth.to(self.device)
         where = batch.where.to(self.device) if batch.where is not None else None
-        rate = settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
-        rate *= min(1.0, (state.step + 1) / max(settings.warmup, 1))
+        rate = learning_rate(settings, state.step, done)
         jitter = step_generator(settings.seed, state.step, self.rank, purpose=1)
 
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
@@ -293,15 +292,11 @@ class _Run:
         loss = restoration_loss(restored, truth, settings.loss, where)
         if state.critic is not None:
             loss = loss + settings.loss.adversarial * fooling_loss(state.critic, restored)
-        _descend(state.optimiser, loss, state.network, rate)
+        descend(state.optimiser, loss, state.network, rate)
         if state.critic is not None and state.critic_optimiser is not None:
-            _descend(state.critic_optimiser, critic_loss(state.critic, restored, truth), state.critic, rate)
+            descend(state.critic_optimiser, critic_loss(state.critic, restored, truth), state.critic, rate)
 
-        # Early on the mean follows closely; a fixed decay would average the untrained network in.
-        decay = min(settings.ema, (1 + state.step) / (10 + state.step))
-        with torch.no_grad():
-            for mean, now in zip(state.average.parameters(), state.network.parameters(), strict=True):
-                mean.lerp_(now, 1 - decay)
+        follow(state.average, state.network, state.step, settings.ema)
         state.step += 1
         state.elapsed_s = time.monotonic() - self.began
         now_loss = float(loss.detach())
@@ -447,13 +442,29 @@ def step_generator(seed: int, step: int, rank: int, purpose: int = 0) -> torch.G
     return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
 
 
-def _descend(optimiser: torch.optim.Optimizer, loss: Tensor, network: nn.Module, rate: float) -> None:
+def learning_rate(settings: TrainSettings, step: int, done: float) -> float:
+    """Linear warm-up, then a cosine to zero where `done`, the share of the run that is behind, reaches 1."""
+    rate = settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+    return rate * min(1.0, (step + 1) / max(settings.warmup, 1))
+
+
+def descend(optimiser: torch.optim.Optimizer, loss: Tensor, network: nn.Module, rate: float) -> None:
+    """One step of the weights, along gradients of limited length."""
     for group in optimiser.param_groups:
         group["lr"] = rate
     optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(network.parameters(), CLIP_NORM)
     optimiser.step()
+
+
+def follow(average: nn.Module, network: nn.Module, step: int, ema: float) -> None:
+    """Move the running mean of the weights towards those of `network` after `step` steps."""
+    # Early on the mean follows closely; a fixed decay would average the untrained network in.
+    decay = min(ema, (1 + step) / (10 + step))
+    with torch.no_grad():
+        for mean, now in zip(average.parameters(), network.parameters(), strict=True):
+            mean.lerp_(now, 1 - decay)
 
 
 @contextlib.contextmanager
