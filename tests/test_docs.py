@@ -138,6 +138,10 @@ def test_the_guide_leads_from_images_to_a_model(
     for n, part in enumerate((tissue[256:, :512], tissue[256:, 512:])):
         tifffile.imwrite("whole.tif", part)
         run(f"crappify whole.tif fast_frames/{n}.tif --preset em-low-dose --strength 0.5 --seed {n}")
+    deep = np.rint(tissue / 255 * 4095)  # a camera of 12 bits
+    for name, image in (("low", deep.reshape(192, 4, 256, 4).mean(axis=(1, 3))), ("high", deep)):
+        Path("pairs", name).mkdir(parents=True)
+        tifffile.imwrite(f"pairs/{name}/a.tif", image.astype(np.uint16))
     Path("settings.toml").write_text(small(settings_of_the_guide()[0]))
 
     left_out = {"serve", "runs/again"}  # one has no end, the other repeats
