@@ -193,6 +193,22 @@ def test_neighbours_lie_along_the_axis_that_the_model_was_trained_for(
         np.testing.assert_allclose(stack.mean(axis=(1, 2)), 255 * expected * scene((32, 32)).mean(), atol=2)
 
 
+def test_procedural_tissue_has_neighbouring_sections_and_the_same_middle() -> None:
+    sections, times = Watcher(4, frames=3, neighbours="z"), Watcher(4, frames=3, neighbours="t")
+    one = evaluate_procedural(Bilinear(4), images=1, doses=[1e4], baselines=["bilinear"]).mean.methods[
+        "bilinear"
+    ]
+    for model in (sections, times):
+        result = evaluate_procedural(model, images=1, doses=[1e4], baselines=["bilinear"])
+        assert result.mean.methods["bilinear"] == one, "the others see the frame that they always see"
+    before, middle, after = (frame.astype(float) for frame in sections.shown[0])
+    np.testing.assert_array_equal(middle, times.shown[0][1])
+    for beside, again in zip((before, after), (times.shown[0][0], times.shown[0][2]), strict=True):
+        assert not np.array_equal(again, middle), "another noise"
+        assert not np.array_equal(beside, again), "another section"
+        assert np.corrcoef(beside.ravel(), middle.ravel())[0, 1] > 0.8, "of the same tissue"
+
+
 def test_an_image_without_neighbours_stands_for_them_itself(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
