@@ -403,13 +403,15 @@ def read_images(path: Path, *, channel: int | None = None, value_range: Range | 
 def coarse_layout(path: Path, images: Sequence[Pixels], scale: int) -> VolumeLayout:
     """Axes and pixel size of images that were made of the planes of a file, `scale` of their pixels to a side.
 
-    Where planes of the file are missing, or it has several positions, the images are a mere stack.
+    Where planes of the file are missing, or they are not of time points and sections of one position, the images
+    are a mere stack.
     """
     source = open_source(path, READABLE)
     layout = source.layout
     source.close()
     series = tuple(axis for axis in layout.index_axes if axis.type != "channel")
-    if math.prod(axis.size or 0 for axis in series) != len(images):
+    whole = math.prod(axis.size or 0 for axis in series) == len(images)
+    if not whole or not {axis.name for axis in series} <= {"t", "z"}:
         series = (Axis("q", len(images), "other"),)
     y, x = (
         replace(axis, size=size, scale=axis.scale and axis.scale * scale)
