@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial, wraps
 from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec
@@ -26,7 +26,6 @@ from typer.core import TyperGroup
 from live_sr import __version__
 from live_sr.config import DEFAULT_ADDRESS, DEFAULT_FEED, DEFAULT_PAGE_PORT, ServerSettings, load
 from live_sr.errors import InputError, LiveSRError
-from live_sr.frame import Pixels
 from live_sr.upscaler import Upscaler
 
 app = typer.Typer(
@@ -355,6 +354,10 @@ def train(
         Path | None,
         typer.Option(help="Folder with low/ and high/: real frames and good images of the same places."),
     ] = None,
+    value_range: Annotated[
+        tuple[float, float] | None,
+        typer.Option("--range", help="Grey values of black and white, in the files of --pairs."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/latest"),
     resume: Annotated[bool, typer.Option(help="Go on with the run in that folder.")] = False,
 ) -> None:
@@ -367,8 +370,10 @@ def train(
 
     settings = load(config, TrainSettings)
     folders = list(data or ())
+    if pairs is None and value_range is not None:
+        raise InputError(f"--range is for --pairs: give each of the [[sources]] in {config} a range")
     if pairs is not None:
-        more = PairSource(name=pairs.name, low="low/*", high="high/*")
+        more = PairSource(name=pairs.name, low="low/*", high="high/*", range=value_range)
         settings = msgspec.structs.replace(settings, pairs=(*settings.pairs, more))
         folders.append(pairs)
     fit(settings, folders, out, resume=resume)
@@ -485,8 +490,9 @@ def crappify(
     """Degrade an image or a stack (the word apply may be left out)."""
     import torch
 
+    from live_sr.client.images import write_image
     from live_sr.train import crappify as c
-    from live_sr.train.files import read_images, to_unit
+    from live_sr.train.files import coarse_layout, read_images, to_unit
 
     for path in (target, preview):
         if path is None:
@@ -508,7 +514,8 @@ def crappify(
         for done, plane in enumerate(planes, start=1):
             raws.append(c.degrade(plane, applied, scale, generator))
             advance(done, len(planes))
-    _save(target, raws)
+    statement = f"Degraded on purpose from {source.name}: {applied.id}, scale {scale}, seed {seed}."
+    write_image(target, coarse_layout(source, raws, scale), iter(raws), statement=statement)
     print(f"{target}: {len(raws)} x {raws[0].shape[0]} x {raws[0].shape[1]} pixels, {raws[0].dtype}")
     if preview is not None:
         some = sorted({0, len(planes) // 2, len(planes) - 1})
@@ -555,23 +562,6 @@ def crappify_presets() -> None:
 
     for name in names():
         print(f"{name:12}  {load_crappifier(name).description}")
-
-
-def _save(target: Path, images: Sequence[Pixels]) -> None:
-    """Write images of one shape as a TIFF stack, or one as PNG."""
-    import numpy as np
-    import tifffile
-    from PIL import Image
-
-    stack = np.stack(images) if len(images) > 1 else images[0]
-    try:
-        if target.suffix.lower() == ".png":
-            Image.fromarray(stack).save(target)
-        else:
-            axes = "ZYX"[-stack.ndim :]
-            tifffile.imwrite(target, stack, photometric="minisblack", metadata={"axes": axes})
-    except OSError as e:
-        raise InputError(f"cannot write {target}: {e.strerror}") from e
 
 
 models_command = partial(command, group=models)

@@ -36,6 +36,7 @@ from live_sr.client.volume import (
 )
 from live_sr.errors import InputError, LiveSRError, StoreError
 from live_sr.frame import DTYPES, Pixels
+from live_sr.neighbours import Neighbours, axis_of
 
 Format = Literal["zarr", "ome-tiff", "tiff", "png"]
 SUFFIXES: dict[str, Format] = {
@@ -110,6 +111,19 @@ class ImageSource(Protocol):
     def close(self) -> None:
         """Let go of the file."""
         ...
+
+
+def neighbour_axis(source: ImageSource, neighbours: Neighbours) -> str | None:
+    """Name of the axis along which the neighbours of a plane lie; None where nothing says what lies beside it.
+
+    A mere stack of pages is of time points or of sections, as whoever asks has it.
+    """
+    if source.mixed:
+        return None
+    axes = [axis for axis in source.layout.index_axes if axis.type != "channel"]
+    if len(axes) == 1 and axes[0].name in PAGES:
+        return axes[0].name
+    return axis_of(neighbours, {axis.name: axis.size for axis in axes})
 
 
 def format_of(path: Path) -> Format:
