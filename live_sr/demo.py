@@ -317,7 +317,8 @@ def _quality(compared: _Compared) -> Table:
 
 def _draw_comparison(compared: _Compared, path: Path, settings: DemoSettings) -> None:
     """Low-dose, super-resolved and truth side by side, on one grey scale."""
-    from live_sr.view.render import Panel, grey_window, side_by_side, to_8bit
+    from live_sr.view.contrast import grey_window, to_8bit
+    from live_sr.view.render import Panel, side_by_side
 
     window = grey_window([compared.restored])
     dose = ELECTRONS_PER_US * settings.dwell_us
