@@ -896,6 +896,8 @@ class LiveSR:
             latency_ms=latency_ms,
             stage_um=_stage_um(record.meta),
             exposure_ms=_number(record.meta.get("exposure_ms")),
+            run=record.run.number,
+            place=record.place,
         )
 
     def _status(self, state: RunState) -> FeedStatus:
@@ -929,8 +931,8 @@ class LiveSR:
             number=run.number,
             axes={name: run.acquired if size is None else size for name, size in run.plan.order},
             channels=tuple(c.config for c in run.sequence.channels) if run.sequence is not None else (),
-            raw_path=str(run.raw_path or ""),
-            sr_path=str(run.target or ""),
+            raw_path=str(run.raw_path.absolute()) if run.raw_path is not None else "",
+            sr_path=str(run.target.absolute()) if run.target is not None else "",
             state="idle" if run.ended else self._running_state(),
         )
 

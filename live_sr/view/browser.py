@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import struct
 import time
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from starlette.websockets import WebSocket
 from live_sr.frame import Pixels
 from live_sr.view.contrast import Window, to_8bit
 from live_sr.view.render import Encoding, encode
-from live_sr.view.watcher import OnShow, Past, Picture, Watcher
+from live_sr.view.watcher import FULL, OnShow, Past, Picture, Watcher
 
 STATUS_S = 0.25  # how often a browser is told the counters, and that this process lives
 KEPT_IMAGES = 8  # encoded images shared between browsers: two planes in a few contrasts
@@ -78,13 +79,15 @@ class Browser:
         self, websocket: WebSocket, watcher: Watcher, images: Images, past: Past | None = None
     ) -> None:
         self.changed = asyncio.Event()
+        self.id = secrets.token_hex(4)  # told to the page, which names it when it asks for a file
+        self.shown = OnShow()
+        self.window = FULL  # contrast in which that is shown
         self._socket = websocket
         self._watcher = watcher
         self._images = images
         self._past = past
         self._ask: Ask | None = None
         self._answered: Ask | None = None
-        self._shown = OnShow()
         self._has: dict[str, tuple[object, ...]] = {}  # what the page holds, by side
 
     async def listen(self) -> None:
@@ -112,8 +115,8 @@ class Browser:
             ask, on_show = self._ask, self._watcher.on_show
             if ask is None:
                 continue
-            if ask.again and self._shown.number:
-                on_show = self._shown
+            if ask.again and self.shown.number:
+                on_show = self.shown
             elif ask.at is not None:
                 if ask == self._answered:
                     continue
@@ -123,11 +126,11 @@ class Browser:
                     await self._socket.send_text(msgspec.json.encode({"missing": ask.at}).decode())
                     continue
                 on_show = earlier
-            elif on_show.number == self._shown.number and ask == self._answered:
+            elif on_show.number == self.shown.number and ask == self._answered:
                 continue
             if on_show.number == 0:
                 continue
-            self._ask, self._answered, self._shown = None, ask, on_show
+            self._ask, self._answered, self.shown = None, ask, on_show
             await self._socket.send_bytes(await self._compose(ask, on_show))
 
     async def _look_back(self, index: Mapping[str, int]) -> OnShow | None:
@@ -136,7 +139,7 @@ class Browser:
         return await asyncio.to_thread(self._past.show, index)
 
     async def _compose(self, ask: Ask, on_show: OnShow) -> bytes:
-        window = on_show.window if ask.auto else Window(ask.low, ask.high)
+        self.window = window = on_show.window if ask.auto else Window(ask.low, ask.high)
         encoding: Encoding = "image/png" if ask.exact else "image/jpeg"
         sides = (("left", on_show.left), ("right", on_show.right))
         pictures = {name: picture for name, picture in sides if picture is not None}
@@ -146,9 +149,11 @@ class Browser:
         images = dict(zip(new, made, strict=True))
         self._has = keys
         header: dict[str, Any] = {
+            "page": self.id,
             "at": ask.at,
             "window": window,
             "range": on_show.range,
+            "notes": on_show.notes,
             "left": None,
             "right": None,
         }
@@ -166,6 +171,7 @@ def describe(picture: Picture) -> dict[str, Any]:
         "session": frame.session,
         "seq": frame.seq,
         "index": frame.index,
+        "place": frame.place or frame.index,
         "channel": frame.channel,
         "field": frame.shape,
         "shape": picture.plane.shape,

@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol
 
@@ -48,13 +48,17 @@ class Picture:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OnShow:
-    """What the page shows at one instant; `number` grows with every change."""
+    """What the page shows at one instant; `number` grows with every change.
+
+    `notes` says by side ("left", "right") why there is no picture, where more is known than that.
+    """
 
     number: int = 0
     left: Picture | None = None
     right: Picture | None = None
     window: Window = FULL
     range: Window = FULL
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 class Watcher:
@@ -82,6 +86,7 @@ class Watcher:
         self.failed = False  # the thread ended by an error of ours
         self.ignored = 0  # messages that were not understood
         self.on_change: Callable[[], None] = lambda: None  # called on the thread
+        self.on_frame: Callable[[Shown], None] = lambda shown: None  # likewise, with each frame that is new
         self._pair: Picture | None = None
         self._pair_raw: Picture | None = None
         self._raw: Picture | None = None
@@ -162,11 +167,13 @@ class Watcher:
             if self._raw is not None and self._raw.key == raw.key:
                 return False
             self._raw = raw
+            self.on_frame(shown)
             return True
         sr = Picture(("sr", *identity, frame.model), shown.sr, frame.sr, frame, received)
         if self._pair is not None and self._pair.key == sr.key:
             return False
         self._pair, self._pair_raw = sr, raw
+        self.on_frame(shown)
         return True
 
     def _choose(self) -> None:
