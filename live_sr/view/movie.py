@@ -244,6 +244,7 @@ class Movies:
                     f"smaller size, or every {-(-pixels // MAX_GIF_PIXELS)}th frame"
                 )
             self._write_gif(pictures, file, ask)
+        self._check(file)
         span = f"{ask.axis}{frames[0][ask.axis]}-{frames[-1][ask.axis]}"
         frame = msgspec.structs.replace(
             first.frame, place={k: i for k, i in first.place.items() if k != ask.axis}, index={}
@@ -350,7 +351,6 @@ class Movies:
             loop=0,
             comment=_statement(ask).encode(),
         )
-        self._check(file)
 
     def _set(self, **changes: Any) -> None:
         self._progress = msgspec.structs.replace(self._progress, **changes)

@@ -276,7 +276,7 @@ def file_name(frame: FeedFrame, what: str, suffix: str = "") -> str:
         *([] if index else [f"frame{frame.seq}"]),
         what,
     ]
-    return "_".join(re.sub(r"[^A-Za-z0-9.-]+", "-", part) for part in parts if part) + suffix
+    return "_".join(re.sub(r"[^A-Za-z0-9._-]+", "-", part) for part in parts if part) + suffix
 
 
 def _index(index: Mapping[str, int]) -> str:
