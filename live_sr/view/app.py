@@ -31,11 +31,11 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from live_sr.config import DEFAULT_FEED, DEFAULT_PAGE_PORT
 from live_sr.errors import ConfigError
 from live_sr.view.browser import Browser, Images, describe, report
-from live_sr.view.contrast import Window
 from live_sr.view.guard import Guard, is_loopback
 from live_sr.view.history import History
 from live_sr.view.media import Media
 from live_sr.view.movie import Movies
+from live_sr.view.request import Ask
 from live_sr.view.watcher import OnShow, Past, Watcher
 
 STATIC = Path(__file__).parent / "static"
@@ -114,12 +114,12 @@ class Pages:
         }
         return Response(msgspec.json.encode(content), media_type="application/json")
 
-    def shown(self, browser: str) -> tuple[OnShow, Window]:
-        """What the page with this id shows, and in which contrast; what any page would, for another id."""
+    def shown(self, browser: str) -> tuple[OnShow, Ask]:
+        """What the page with this id shows, and how; for another id the newest, as a page begins."""
         for page in self._browsers:
-            if page.id == browser and page.shown.number:
-                return page.shown, page.window
-        return self._watcher.on_show, self._watcher.on_show.window
+            if page.id == browser and page.answered is not None:
+                return page.shown, page.answered
+        return self._watcher.on_show, Ask()
 
     async def browser(self, websocket: WebSocket) -> None:
         """One open page."""

@@ -184,11 +184,14 @@ class History:
         planes = [pixels for pixels in (found.raw, found.sr) if pixels is not None] if found is not None else []
         if found is None or not planes:
             return None
+        window = grey_window(planes)
+        left, right = (grey_window([p]) if p is not None else window for p in (found.raw, found.sr))
         return OnShow(
             number=-1,  # none that the feed's pictures have
             left=_picture(found, "raw"),
             right=_picture(found, "sr"),
-            window=grey_window(planes),
+            window=window,
+            apart=(left, right),
             range=grey_range(planes),
             notes={SIDES[side]: why for side, why in found.missing.items()},
         )

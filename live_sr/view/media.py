@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Annotated, Any, Literal, get_args
 
 import msgspec
+import numpy as np
+from PIL import Image
 from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from live_sr.errors import LiveSRError
-from live_sr.view import snapshot
-from live_sr.view.contrast import Window, to_8bit
+from live_sr.view import compose, snapshot
 from live_sr.view.history import History, Side
 from live_sr.view.movie import Busy, MovieAsk, Movies
+from live_sr.view.request import Ask, PlaneName
 from live_sr.view.snapshot import Panel
 from live_sr.view.watcher import OnShow, Picture
 
 THUMBNAIL_PX = 96
 STRIP = 60  # thumbnails; a screen shows about 15
 KEPT_THUMBNAILS = 2000  # about 3 kB each
+WHOLE = (8192, 8192)  # device pixels: as many as anything on show has
 MAX_BODY = 4096  # bytes of a request; a page's have about 200
 
 Place = dict[str, Annotated[int, msgspec.Meta(ge=0, le=10**9)]]
@@ -102,32 +106,31 @@ class Media:
     # ---------------------------------------------------------------- snapshots
 
     async def snapshot_png(self, request: Request) -> Response:
-        """Raw and super-resolved side by side, every pixel, in the contrast of the page that asks."""
-        on_show, window = await self._on_show(request)
+        """Raw and super-resolved side by side, every pixel, drawn as on the page that asks."""
+        on_show, ask = await self._on_show(request)
         if on_show.left is None and on_show.right is None:
             return PlainTextResponse("no frame yet: start an acquisition, then ask again\n", status_code=404)
-        png, name = await asyncio.to_thread(_png, on_show, window)
+        png, name = await asyncio.to_thread(_png, on_show, ask)
         return _download(png, "image/png", name)
 
     async def snapshot_tiff(self, request: Request) -> Response:
         """Every grey value of one side."""
-        wanted = request.query_params.get("side")
-        side: Side = "raw" if wanted == "raw" else "sr"
-        on_show, _ = await self._on_show(request)
-        picture = on_show.left if side == "raw" else on_show.right
+        side: Side = "raw" if request.query_params.get("side") == "raw" else "sr"
+        on_show, ask = await self._on_show(request)
+        show = next(iter(compose.channels(on_show, ask).values()), on_show)
+        picture = show.left if side == "raw" else show.right
         if picture is None:
             return PlainTextResponse("there is no such image now: wait for it\n", status_code=404)
         tiff = await asyncio.to_thread(self._tiff, picture, side)
         return _download(tiff, "image/tiff", snapshot.file_name(picture.frame, side, ".ome.tif"))
 
-    async def _on_show(self, request: Request) -> tuple[OnShow, Window]:
-        """What the asking page shows, or the frame `at`, or the newest."""
+    async def _on_show(self, request: Request) -> tuple[OnShow, Ask]:
+        """What the asking page shows and how, or the frame `at`, or the newest."""
+        on_show, ask = request.app.state.shown(request.query_params.get("page", ""))
         at = _at(request)
         if at is not None:
             on_show = await asyncio.to_thread(self._history.show, at) or OnShow()
-            return on_show, on_show.window
-        on_show, window = request.app.state.shown(request.query_params.get("page", ""))
-        return on_show, window
+        return on_show, ask
 
     def _tiff(self, picture: Picture, side: Side) -> bytes:
         frame, pixels, sha256 = picture.frame, picture.pixels, ""
@@ -190,30 +193,43 @@ def _download(content: bytes, media_type: str, name: str) -> Response:
     )
 
 
-def _png(on_show: OnShow, window: Window) -> tuple[bytes, str]:
-    left, right = on_show.left, on_show.right
-    either = left or right
+def _png(on_show: OnShow, ask: Ask) -> tuple[bytes, str]:
+    """Each plane whole, as :mod:`~live_sr.view.compose` draws it for the page."""
+    planes: tuple[PlaneName, ...] = ("left", "right")
+    if "difference" in ask.planes:
+        planes = (*planes, "difference")
+    whole = msgspec.structs.replace(ask, planes=planes, area=None, canvas=WHOLE, exact=True)
+    shows = compose.channels(on_show, whole)
+    newest = next(iter(shows.values()))
+    either = newest.left or newest.right
     assert either is not None
     frame = either.frame
+    drawings = {drawing.name: drawing for drawing in compose.drawings(shows, whole)}
+    drawn = {name: np.asarray(Image.open(io.BytesIO(compose.draw(d).data))) for name, d in drawings.items()}
     size, width = frame.pixel_size_um, frame.shape[1]
     image = snapshot.compose(
-        [_panel(left, "raw", on_show, window), _panel(right, "sr", on_show, window)],
+        [
+            Panel(drawn.get(name), _label(newest, name), newest.notes.get(name, "not there yet"))
+            for name in planes
+        ],
         field_um=width * size if size is not None else None,
         field_px=width,
     )
-    facts = {
-        f"{side}.{name}": value
-        for side, picture in (("raw", left), ("sr", right))
-        if picture is not None
-        for name, value in snapshot.facts(picture.frame, "sr" if side == "sr" else "raw").items()
-    }
-    facts |= {"contrast": f"{window.low:g} to {window.high:g}"}
+    facts: dict[str, Any] = {"planes": ", ".join(drawings)}
+    for side, picture in (("raw", newest.left), ("sr", newest.right)):
+        if picture is not None:
+            known = snapshot.facts(picture.frame, "sr" if side == "sr" else "raw")
+            facts |= {f"{side}.{name}": value for name, value in known.items()}
+    for name, drawing in drawings.items():
+        windows = (f"{one.window.low:g} to {one.window.high:g}" for one in drawing.layers)
+        facts[f"{name}.contrast"] = ", ".join(dict.fromkeys(windows))
     return snapshot.png(image, facts), snapshot.file_name(frame, "raw-sr", ".png")
 
 
-def _panel(picture: Picture | None, side: Side, on_show: OnShow, window: Window) -> Panel:
-    if picture is None:
-        note = on_show.notes.get("left" if side == "raw" else "right", "no such frame yet")
-        return Panel(None, snapshot.label(side), note)
-    frame = picture.frame
-    return Panel(to_8bit(picture.pixels, window), f"{snapshot.label(side, frame.model)} · frame {frame.seq}")
+def _label(show: OnShow, name: PlaneName) -> str:
+    picture = show.left if name == "left" else show.right
+    model = picture.frame.model if picture is not None else ""
+    if name == "difference":
+        return f"computed minus acquired · {model}"
+    text = snapshot.label("raw" if name == "left" else "sr", model)
+    return text if picture is None else f"{text} · frame {picture.frame.seq}"

@@ -24,6 +24,7 @@ from PIL import Image
 from live_sr.errors import InputError, LiveSRError
 from live_sr.frame import Pixels
 from live_sr.view import snapshot
+from live_sr.view.colours import Lut, paint
 from live_sr.view.contrast import Window, grey_window, to_8bit
 from live_sr.view.history import Found, History, Side
 from live_sr.view.snapshot import STATEMENTS, Panel
@@ -65,6 +66,8 @@ class MovieAsk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     show : {"both", "sr", "raw"}
     contrast : {"one", "each", "given"}
         One for the whole movie, one for each frame, or from `low` to `high`.
+    gamma, lut
+        As :class:`~live_sr.view.request.Look` has them.
     frames_per_s : float
     panel_px : int
         Longer side of each panel.
@@ -80,6 +83,8 @@ class MovieAsk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     contrast: Literal["one", "each", "given"] = "one"
     low: Grey = 0.0
     high: Grey = 255.0
+    gamma: Annotated[float, Meta(ge=0.1, le=10)] = 1.0
+    lut: Lut = "grey"
     frames_per_s: Annotated[float, Meta(ge=1, le=60)] = 10.0
     panel_px: Annotated[int, Meta(ge=64, le=2048)] = 720
 
@@ -295,7 +300,7 @@ class Movies:
             planes = _planes(found)
             yield snapshot.compose(
                 [
-                    _panel(found, side, window or (grey_window(planes) if planes else None))
+                    _panel(ask, found, side, window or (grey_window(planes) if planes else None))
                     for side in ask.sides
                 ],
                 field_um=field_px * size if size is not None else None,
@@ -408,11 +413,13 @@ def _planes(found: Found | None) -> list[Pixels]:
     return [p for p in (found.raw, found.sr) if p is not None] if found is not None else []
 
 
-def _panel(found: Found | None, side: Side, window: Window | None) -> Panel:
+def _panel(ask: MovieAsk, found: Found | None, side: Side, window: Window | None) -> Panel:
     if found is None:
         return Panel(None, snapshot.label(side), "not there")
     pixels = found.raw if side == "raw" else found.sr
-    drawn = to_8bit(pixels, window) if pixels is not None and window is not None else None
+    drawn = None
+    if pixels is not None and window is not None:
+        drawn = paint(to_8bit(pixels, window, ask.gamma), ask.lut)
     return Panel(drawn, snapshot.label(side, found.frame.model), found.missing.get(side, ""))
 
 
