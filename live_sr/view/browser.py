@@ -24,6 +24,7 @@ from live_sr.view.watcher import OnShow, Past, Picture, Watcher
 
 STATUS_S = 0.25  # how often a browser is told the counters, and that this process lives
 HISTOGRAM_S = 0.25  # how often it gets histograms while they are on the screen
+LOOK_AGAIN_S = 1.0  # how often it is looked whether the rest of an earlier frame has come
 KEPT_IMAGES = 16  # encoded images shared between browsers: two planes in a few contrasts and zooms
 
 LENGTH = struct.Struct("<I")  # bytes of the header before the images of one answer
@@ -65,6 +66,9 @@ class Browser:
         self._measure: Measure | None = None
         self._has: dict[PlaneName, tuple[object, ...]] = {}  # what the page holds, by plane
         self._histogram_at = 0.0
+        # What is not there yet of the earlier frame that is asked for, and why; None: nothing is there.
+        self._lacks: dict[str, str] | None = {}
+        self._look_again_at = 0.0
 
     async def listen(self) -> None:
         """Take requests until the page closes. A request replaces one of its kind that still waits."""
@@ -101,11 +105,16 @@ class Browser:
         if ask.again and self.shown.number:
             on_show = self.shown
         elif ask.at is not None:
-            if ask == self.answered:
+            told = ask == self.answered
+            if told and (self._lacks == {} or time.monotonic() < self._look_again_at):
                 return
+            self._look_again_at = time.monotonic() + LOOK_AGAIN_S
             earlier = await self._look_back(ask)
+            lacked, self._lacks = self._lacks, dict(earlier.notes) if earlier is not None else None
+            if told and lacked == self._lacks:
+                return
             if earlier is None:
-                self._ask, self.answered = None, ask
+                self.answered = ask
                 await self._say({"missing": ask.at})
                 return
             on_show = earlier
@@ -158,7 +167,7 @@ class Browser:
             "notes": on_show.notes,
             "window": newest.window,
             "range": newest.range,
-            "channels": sorted(on_show.channels),
+            "channels": sorted({*on_show.channels, *self._watcher.on_show.channels}),
             "shown": list(shows),
             "left": describe(newest.left) if newest.left is not None else None,
             "right": describe(newest.right) if newest.right is not None else None,

@@ -186,7 +186,7 @@ class History:
             return None
         window = grey_window(planes)
         left, right = (grey_window([p]) if p is not None else window for p in (found.raw, found.sr))
-        return OnShow(
+        shown = OnShow(
             number=-1,  # none that the feed's pictures have
             left=_picture(found, "raw"),
             right=_picture(found, "sr"),
@@ -195,6 +195,7 @@ class History:
             range=grey_range(planes),
             notes={SIDES[side]: why for side, why in found.missing.items()},
         )
+        return replace(shown, channels={found.frame.channel: shown})
 
     def find(
         self, index: Index, *, sides: tuple[Side, ...] = ("raw", "sr"), gently: bool = False

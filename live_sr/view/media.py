@@ -7,7 +7,7 @@ import io
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -87,7 +87,8 @@ class Media:
 
     def _thumbnail(self, run: str, at: Place) -> tuple[bytes | None, Side]:
         """On the one thread that makes thumbnails."""
-        for side in get_args(Side):
+        sides: tuple[Side, ...] = ("sr", "raw")
+        for side in sides:
             key = (run, side, *sorted(at.items()))
             if key in self._thumbnails:
                 self._thumbnails.move_to_end(key)

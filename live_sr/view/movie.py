@@ -102,7 +102,7 @@ class Progress(msgspec.Struct, frozen=True):
     number : int
         Of the movie, from 1; 0 before the first.
     missing : int
-        Frames so far without any pixels; they are drawn as empty fields.
+        Frames so far that lack an image; an empty field is drawn for it.
     text : str
         What went wrong, or what to know.
     name : str
@@ -209,7 +209,8 @@ class Movies:
         if len(places) > MAX_FRAMES:
             every = -(-(places.stop - places.start) // MAX_FRAMES)
             raise InputError(f"{len(places)} frames are more than {MAX_FRAMES}: take every {every}th")
-        return run.key, [{**ask.at, ask.axis: i} for i in places]
+        at = {axis: ask.at.get(axis, 0) for axis in run.axes}
+        return run.key, [{**at, ask.axis: i} for i in places]
 
     # ---------------------------------------------------------------- the movie's thread
 
@@ -229,9 +230,7 @@ class Movies:
             self._set(state="failed", text=str(error) or type(error).__name__)
         else:
             self._file = file
-            missing = self._progress.missing
-            text = f"{missing} of {len(frames)} frames were not there: drawn as empty fields" if missing else ""
-            self._set(state="done", name=name, text=text, size_bytes=file.stat().st_size)
+            self._set(state="done", name=name, text=self._lacking(), size_bytes=file.stat().st_size)
 
     def _make(self, ask: MovieAsk, frames: list[dict[str, int]], file: Path) -> str:
         first = self._first(ask, frames)
@@ -308,7 +307,7 @@ class Movies:
                 shape=shape,
                 stamp=_stamp(at, found, first),
             )
-            self._set(done=n + 1, missing=self._progress.missing + (not planes))
+            self._set(done=n + 1, missing=self._progress.missing + (len(planes) < len(ask.sides)))
 
     def _find(self, ask: MovieAsk, at: dict[str, int]) -> Found | None:
         found = self._history.find(at, sides=ask.sides, gently=True)
@@ -356,6 +355,10 @@ class Movies:
             loop=0,
             comment=_statement(ask).encode(),
         )
+
+    def _lacking(self) -> str:
+        missing, total = self._progress.missing, self._progress.total
+        return f"{missing} of {total} frames lack an image: an empty field is drawn" if missing else ""
 
     def _set(self, **changes: Any) -> None:
         self._progress = msgspec.structs.replace(self._progress, **changes)

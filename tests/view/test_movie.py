@@ -145,7 +145,7 @@ def test_frames_that_are_not_there_are_empty_fields_and_counted(studio: Studio) 
     assert grey(frames[-1], 150) < 3
     assert grey(frames[-2], 150) > 20
     assert studio.movies.progress.missing == 1
-    assert studio.movies.progress.text == "1 of 6 frames were not there: drawn as empty fields"
+    assert studio.movies.progress.text == "1 of 6 frames lack an image: an empty field is drawn"
 
 
 def test_a_second_movie_is_refused_while_the_first_is_made_and_the_first_can_be_cancelled(
