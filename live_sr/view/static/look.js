@@ -12,7 +12,7 @@ const $ = (id) => document.getElementById(id);
 
 let looks = {};               // by channel
 let edited = "left";          // the side that the panel changes
-let spread = 0.5;
+let spread = 0.25;        // full colour of a difference, as a share of the contrast's width
 let bits = 0;
 let histograms = {};          // by channel, as last sent
 let held = null;              // the mark that is dragged

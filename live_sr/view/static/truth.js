@@ -56,14 +56,16 @@ function showFrame(page) {
     const { meta: m, image } = page.side(name);
     const text = m ? what(name, m, image) : "";
     for (const element of captions(name, ".what")) element.textContent = text;
-    const marked = image && page.mask ? marks(image) : "";
-    for (const element of captions(name, ".marked")) element.textContent = marked;
+    for (const element of captions(name, ".marked")) {
+      element.textContent = image && page.mask ? marks(image) : "";
+      element.classList.toggle("some", Boolean(image?.high || image?.low));
+    }
   }
 }
 
 function stage(um) {
   if (!um || um.every((at) => at === null)) return "";
-  return `${["x", "y", "z"].map((axis, i) => um[i] === null ? "" : `${axis} ${um[i].toFixed(2)}`).filter(Boolean).join("  ")} µm`;
+  return `${["x", "y", "z"].map((axis, i) => um[i] === null ? "" : `${axis} ${um[i].toFixed(2).replace("-", "−")}`).filter(Boolean).join("  ")} µm`;
 }
 
 function what(name, meta, image) {
