@@ -152,6 +152,8 @@ class History:
                 notes=("live mode is not saved: only the latest frames that were seen can be looked at",),
             )
         sequence = status.sequence
+        if sequence.number == 0:
+            return Run()
         reach = self._memory.reach(status.session, sequence.number)
         labels = {"c": sequence.channels} if len(sequence.channels) > 1 else {}
         with self._at(status) as volumes:
