@@ -15,7 +15,7 @@ import numpy as np
 from live_sr.frame import Pixels
 from live_sr.view.colours import Colour, Rgb, mark, overlay, paint, signed
 from live_sr.view.contrast import Grey, Histogram, Window, histogram, to_8bit
-from live_sr.view.region import Area, Cut, cut, extremes, mean, raw_pixels, reduction, shown
+from live_sr.view.region import Area, Cut, Fit, cut, extremes, mean, raw_pixels, reduction, shown
 from live_sr.view.render import Encoding, encode
 from live_sr.view.request import Ask, Look, PlaneName
 from live_sr.view.watcher import OnShow, Picture
@@ -55,6 +55,13 @@ class Drawing:
     bits: int
     composite: bool
     spread: float = 0.0
+
+    @property
+    def fit(self) -> Fit:
+        """Marks must not be made paler by a browser that shrinks the image."""
+        if self.mask:
+            return "coarse"
+        return "fine" if self.exact else "near"
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -180,7 +187,7 @@ def draw(drawing: Drawing) -> Drawn:
         image, part = _draw_difference(drawing)
     else:
         pixel = _pixel(first)
-        factor = reduction(drawing.area, pixel, drawing.canvas, sharp=drawing.exact)
+        factor = reduction(drawing.area, pixel, drawing.canvas, drawing.fit)
         part = cut(first.plane.shape, pixel, drawing.area, factor)
         image = _draw_layers(drawing, part)
     low = high = 0
@@ -222,7 +229,7 @@ def _draw_difference(drawing: Drawing) -> tuple[Colour, Cut]:
     """SR minus acquired; acquired pixels are repeated, or reduced alike, so that both cover the same places."""
     sr, raw = (layer.picture for layer in drawing.layers)
     ratio = round(_ratio(raw, sr))
-    wanted = reduction(drawing.area, _pixel(sr), drawing.canvas, sharp=drawing.exact)
+    wanted = reduction(drawing.area, _pixel(sr), drawing.canvas, drawing.fit)
     if wanted < ratio:  # several drawn pixels per acquired one
         factor, of_raw = max(k for k in range(1, wanted + 1) if ratio % k == 0), 1
     else:

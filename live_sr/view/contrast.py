@@ -31,8 +31,11 @@ class Window(NamedTuple):
 
 def grey_window(planes: Sequence[Pixels]) -> Window:
     """Percentiles 0.2 and 99.8 of a decimated sample of all `planes` (Y, X) together."""
-    window = np.percentile(np.concatenate([_sample(p) for p in planes]), PERCENTILES)
-    return Window(float(window[0]), float(window[1]))
+    # Sorting 16-bit integers is faster than finding two percentiles of them.
+    values = np.sort(np.concatenate([_sample(p) for p in planes]))
+    at = np.array(PERCENTILES) / 100 * (len(values) - 1)
+    low, high = np.interp(at, np.arange(len(values)), values)
+    return Window(float(low), float(high))
 
 
 def grey_range(planes: Sequence[Pixels]) -> Window:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,19 +56,23 @@ class Cut:
         return Area(rows.start * pixel, columns.start * pixel, rows.stop * pixel, columns.stop * pixel)
 
 
+Fit = Literal["fine", "near", "coarse"]
+"""No fewer pixels than the canvas has, nearly as many, or no more."""
+
+
 def raw_pixels(plane: Plane, scale: int) -> float:
     """Width of a pixel of `plane` in raw pixels; `scale` is 1 for raw planes."""
     return plane.step / scale
 
 
-def reduction(area: Area, pixel: float, canvas: tuple[int, int], *, sharp: bool) -> int:
+def reduction(area: Area, pixel: float, canvas: tuple[int, int], to: Fit) -> int:
     """How many pixels, `pixel` raw pixels wide, become one drawn pixel when `canvas` (Y, X) shows `area`.
 
-    `sharp` never gives fewer pixels than the canvas has. Else the nearest whole number, which per side gives at
-    most half as many again and at least two thirds: a running view must not pay double for a few pixels more.
+    The nearest whole number gives, per side, at most half as many pixels again as the canvas has and at least
+    two thirds: a running view must not pay double for a few pixels more.
     """
     ratio = max((area.bottom - area.top) / canvas[0], (area.right - area.left) / canvas[1]) / pixel
-    return max(1, math.floor(ratio if sharp else ratio + 0.5))
+    return max(1, {"fine": math.floor(ratio), "near": math.floor(ratio + 0.5), "coarse": math.ceil(ratio)}[to])
 
 
 def cut(shape: tuple[int, int], pixel: float, area: Area, factor: int) -> Cut:
@@ -99,21 +103,24 @@ def mean(pixels: Pixels, part: Cut) -> NDArray[np.float32]:
     total = np.zeros(part.shape, np.uint32)
     for i in range(min(k, seen.shape[1])):
         total[:, : rows[:, i::k].shape[1]] += rows[:, i::k]
-    count = np.outer(*(_counts(n, k) for n in seen.shape))
-    return (total / count).astype(np.float32)
+    average = total.astype(np.float32)
+    average /= _counts(seen.shape[0], k)[:, None]
+    average /= _counts(seen.shape[1], k)
+    return average
 
 
 def shown(pixels: Pixels, part: Cut) -> Pixels:
     """As :func:`mean`, in the dtype of `pixels`."""
     if part.factor == 1:
         return part.of(pixels)
-    rounded: Pixels = np.rint(mean(pixels, part)).astype(pixels.dtype)  # type: ignore[assignment]  # any dtype
+    average = mean(pixels, part)
+    rounded: Pixels = np.rint(average, out=average).astype(pixels.dtype)  # type: ignore[assignment]  # any dtype
     return rounded
 
 
-def _counts(length: int, factor: int) -> NDArray[np.int64]:
+def _counts(length: int, factor: int) -> NDArray[np.float32]:
     starts = np.arange(0, length, factor)
-    return np.minimum(starts + factor, length) - starts
+    return (np.minimum(starts + factor, length) - starts).astype(np.float32)
 
 
 def extremes(pixels: Pixels, part: Cut, low: int, high: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

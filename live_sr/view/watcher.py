@@ -195,11 +195,11 @@ class Watcher:
         newest: dict[tuple[str, bool], Shown] = {}
         for _ in range(DRAIN):
             try:
-                message = sub.recv_multipart(zmq.NOBLOCK)
+                message = sub.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 break
             try:
-                content = decode(message[0] if len(message) == 1 else b"")
+                content = decode(message[0].buffer if len(message) == 1 else b"")
             except WireError as e:
                 if self.ignored == 0:
                     log.warning("ignored a message on the feed %s: %s", self.address, e)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import io
 import time
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from live_sr.client.feed import FrameInfo, Shown, decode, frame_message
 from live_sr.view.colours import KNOTS, LESS, MORE, OVER, UNDER, overlay, signed, table
 from live_sr.view.compose import channels, draw, drawings
 from live_sr.view.contrast import Window
-from live_sr.view.region import Area, Cut, cut, extremes, mean, reduction
+from live_sr.view.region import Area, Cut, Fit, cut, extremes, mean, reduction
 from live_sr.view.request import Ask, Look, Looks
 from live_sr.view.watcher import OnShow, Picture
 
@@ -67,9 +67,9 @@ def test_what_is_cut_covers_what_is_seen(
 @given(st.floats(1, 9000), st.integers(64, 4000))
 def test_a_reduced_image_suits_its_canvas(shown: float, canvas: int) -> None:
     area = Area(0, 0, shown, 1)
-    sharp = reduction(area, 1.0, (canvas, 8192), sharp=True)
-    running = reduction(area, 1.0, (canvas, 8192), sharp=False)
-    assert shown / sharp >= min(canvas, shown) * (1 - 1e-9), "no fewer pixels than the canvas has"
+    fine, running, coarse = (reduction(area, 1.0, (canvas, 8192), to) for to in get_args(Fit))
+    assert shown / coarse <= canvas * (1 + 1e-9), "no more"
+    assert shown / fine >= min(canvas, shown) * (1 - 1e-9), "no fewer pixels than the canvas has"
     assert shown / running <= 1.5 * canvas
     assert shown / running >= min(shown, canvas * 2 / 3) * (1 - 1e-9)
 
@@ -188,6 +188,6 @@ def test_marked_pixels_are_marked_over_every_colour() -> None:
     raw[101, 50], raw[3, 3] = 65535, 0
     show = on_show(raw, raw.repeat(2, 0).repeat(2, 1), 2)
     image = made(show, planes=("left",), canvas=(64, 64), mask=True)["left"]
-    assert image.shape == (67, 67, 3)
-    assert (tuple(image[33, 16]), tuple(image[1, 1])) == (OVER, UNDER)
+    assert image.shape == (50, 50, 3)
+    assert (tuple(image[25, 12]), tuple(image[0, 0])) == (OVER, UNDER)
     assert (image == OVER).all(2).sum() == (image == UNDER).all(2).sum() == 1

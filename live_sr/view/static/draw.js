@@ -133,7 +133,7 @@ function drawBitmap(page, canvas, context, side, ratio) {
   const size = width / side.bitmap.width;  // CSS pixels per image pixel
   // Enlarged pixels stay square, nothing is interpolated between them. What was reduced for this canvas by a
   // whole number and is now a little too small for it is smoothed, as it would be if it were a little too large.
-  context.imageSmoothingEnabled = size * ratio < 1 || (side.image.factor > 1 && size * ratio < 2);
+  context.imageSmoothingEnabled = size * ratio < 1 || (side.image.factor > 1 && size * ratio < 2 && !page.mask);
   context.imageSmoothingQuality = "medium";
   const x = canvas.clientWidth / 2 + (left - view.x) * view.zoom;
   const y = canvas.clientHeight / 2 + (top - view.y) * view.zoom;

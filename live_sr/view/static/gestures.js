@@ -2,7 +2,7 @@
 
 import { askSoon } from "./link.js";
 import { clampView, fitZoom, panes } from "./draw.js";
-import { setRegion, toolOn } from "./measure.js";
+import { measure, setRegion, toolOn } from "./measure.js";
 
 const GRIP_PX = { mouse: 8, pen: 12, touch: 22 };  // from the swipe line, in CSS pixels
 
@@ -102,6 +102,7 @@ function watch(page, canvas) {
     }
     if (held) pointers.set(event.pointerId, { x: event.clientX, y: event.clientY });
     page.pointer = { ...place(page, canvas, event), canvas };
+    measure(page);
     page.redraw();
   });
 

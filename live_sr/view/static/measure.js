@@ -38,7 +38,8 @@ export function setRegion(page, area) {
   page.redraw();
 }
 
-function measure(page) {
+// Asks for what has changed; while an answer is awaited, afterwards.
+export function measure(page) {
   if (sentAt !== null && performance.now() - sentAt < PATIENCE_MS) {
     again = true;
     return;
@@ -55,7 +56,6 @@ export function start(page) {
   $("roi").addEventListener("click", () => setTool(page, !tool));
   $("roi_clear").addEventListener("click", () => setRegion(page, null));
   for (const canvas of document.querySelectorAll("main canvas")) {
-    canvas.addEventListener("pointermove", () => measure(page));
     canvas.addEventListener("pointerleave", () => { $("readout").textContent = ""; });
   }
   page.on("frame", () => measure(page));
