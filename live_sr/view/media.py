@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 from live_sr.errors import LiveSRError
 from live_sr.view import compose, snapshot
+from live_sr.view.compose import Drawing
 from live_sr.view.history import History, Side
 from live_sr.view.movie import Busy, MovieAsk, Movies
 from live_sr.view.request import Ask, PlaneName
@@ -208,14 +209,13 @@ def _png(on_show: OnShow, ask: Ask) -> tuple[bytes, str]:
     drawings = {drawing.name: drawing for drawing in compose.drawings(shows, whole)}
     drawn = {name: np.asarray(Image.open(io.BytesIO(compose.draw(d).data))) for name, d in drawings.items()}
     size, width = frame.pixel_size_um, frame.shape[1]
-    image = snapshot.compose(
-        [
-            Panel(drawn.get(name), _label(newest, name), newest.notes.get(name, "not there yet"))
-            for name in planes
-        ],
-        field_um=width * size if size is not None else None,
-        field_px=width,
-    )
+    panels = [
+        Panel(
+            drawn.get(name), _label(newest, name, drawings.get(name)), newest.notes.get(name, "not there yet")
+        )
+        for name in planes
+    ]
+    image = snapshot.compose(panels, field_um=width * size if size is not None else None, field_px=width)
     facts: dict[str, Any] = {"planes": ", ".join(drawings)}
     for side, picture in (("raw", newest.left), ("sr", newest.right)):
         if picture is not None:
@@ -227,10 +227,11 @@ def _png(on_show: OnShow, ask: Ask) -> tuple[bytes, str]:
     return snapshot.png(image, facts), snapshot.file_name(frame, "raw-sr", ".png")
 
 
-def _label(show: OnShow, name: PlaneName) -> str:
+def _label(show: OnShow, name: PlaneName, drawing: Drawing | None) -> str:
     picture = show.left if name == "left" else show.right
     model = picture.frame.model if picture is not None else ""
     if name == "difference":
-        return f"computed minus acquired · {model}"
+        full = f" · full colour at ±{drawing.spread:.4g}" if drawing is not None else ""
+        return f"computed minus acquired · {model}{full}"
     text = snapshot.label("raw" if name == "left" else "sr", model)
     return text if picture is None else f"{text} · frame {picture.frame.seq}"

@@ -27,6 +27,7 @@ from live_sr.view import snapshot
 from live_sr.view.colours import Lut, paint
 from live_sr.view.contrast import Window, grey_window, to_8bit
 from live_sr.view.history import Found, History, Side
+from live_sr.view.region import Cut, shown
 from live_sr.view.snapshot import STATEMENTS, Panel
 
 if TYPE_CHECKING:
@@ -422,7 +423,9 @@ def _panel(ask: MovieAsk, found: Found | None, side: Side, window: Window | None
     pixels = found.raw if side == "raw" else found.sr
     drawn = None
     if pixels is not None and window is not None:
-        drawn = paint(to_8bit(pixels, window, ask.gamma), ask.lut)
+        rows, columns = (slice(0, n) for n in pixels.shape)
+        small = shown(pixels, Cut(rows, columns, max(1, max(pixels.shape) // ask.panel_px)))
+        drawn = paint(to_8bit(small, window, ask.gamma), ask.lut)
     return Panel(drawn, snapshot.label(side, found.frame.model), found.missing.get(side, ""))
 
 

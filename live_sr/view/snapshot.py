@@ -192,9 +192,9 @@ def _grey(canvas: Image.Image, value: int) -> int | tuple[int, int, int]:
 
 def thumbnail(pixels: Pixels, most_px: int) -> bytes:
     """A JPEG in the contrast of its own, its longer side at most `most_px`."""
-    grey = to_8bit(pixels, grey_window([pixels]))
-    step = max(1, min(grey.shape) // (4 * most_px))  # a few pixels of each block are enough for its mean
-    image = Image.fromarray(np.ascontiguousarray(grey[::step, ::step]))
+    step = max(1, min(pixels.shape) // (4 * most_px))  # a few pixels of each block are enough for its mean
+    thin: Pixels = np.ascontiguousarray(pixels[::step, ::step])  # type: ignore[assignment]  # says any dtype
+    image = Image.fromarray(to_8bit(thin, grey_window([pixels])))
     image.thumbnail((most_px, most_px), Image.Resampling.BOX)
     return encode(np.asarray(image), "image/jpeg")
 

@@ -8,6 +8,7 @@ const MOVIE_POLL_MS = 300;    // and how far a movie is
 const RETRY_MS = 3000;        // when a thumbnail that was not there is asked for again
 const AT_ONCE = 2;            // thumbnails under way
 const THUMBNAIL_PX = 96;
+const KEEP_MS = 60_000;       // a file that the browser is saving
 const PLAIN = { low: 0, high: 255, gamma: 1, lut: "grey" };
 
 const $ = (id) => document.getElementById(id);
@@ -18,6 +19,8 @@ let chosen = {};              // where one looked last: there the strip and movi
 let used = null;              // the axis that the arrow keys move along
 let missing = null;           // the place that was asked for and is not there
 let stripAxis = "";           // chosen; "": the longest
+let saved = null;             // link to the last movie
+let movieAxis = "";           // chosen; "": that of the strip
 let mine = 0;                 // number of the movie that this page asked for
 let polling = null;
 let asking = false;
@@ -73,7 +76,7 @@ function learn(page, said) {
     live(page);
   }
   run = said;
-  if (other) { clearStrip(); stripAxis = ""; used = null; chosen = {}; }
+  if (other) { clearStrip(); stripAxis = movieAxis = ""; used = null; chosen = {}; }
   const along = shown();
   $("timeline").hidden = along.length === 0;
   if (!along.includes(used)) used = axisOfStrip();
@@ -308,40 +311,54 @@ async function fetchThumbnail(page, one) {
 
 // ------------------------------------------------------------------ files
 
-// Saves what a request answers under the name that comes with it; false when it was refused.
-async function save(page, path) {
-  const response = await page.request(path);
-  if (!response.ok) {
+// The answer of a request, or null when it was refused or did not get through, which is said.
+async function answer(page, path, options = {}) {
+  try {
+    const response = await page.request(path, options);
+    if (response.ok) return response;
     page.say((await response.text()).trim(), "warn");
-    return false;
+  } catch {
+    page.say("the request did not get through: try again", "bad");
   }
+  return null;
+}
+
+// Saves what a request answers under the name that comes with it; null when there is nothing.
+async function save(page, path) {
+  const response = await answer(page, path);
+  if (!response) return null;
   const name = /filename="?([^";]+)/.exec(response.headers.get("content-disposition") ?? "")?.[1] ?? "live-sr";
   const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(await response.blob()), download: name });
   link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
-  return true;
+  return link;
+}
+
+async function saveSnapshot(page, path) {
+  const link = await save(page, path);
+  if (link) setTimeout(() => URL.revokeObjectURL(link.href), KEEP_MS);
 }
 
 function startSnapshots(page) {
   const id = () => encodeURIComponent(page.header?.page ?? "");
-  $("snap_png").addEventListener("click", () => save(page, `/snapshot.png?page=${id()}`));
-  $("snap_raw").addEventListener("click", () => save(page, `/snapshot.tif?side=raw&page=${id()}`));
-  $("snap_sr").addEventListener("click", () => save(page, `/snapshot.tif?side=sr&page=${id()}`));
+  $("snap_png").addEventListener("click", () => saveSnapshot(page, `/snapshot.png?page=${id()}`));
+  $("snap_raw").addEventListener("click", () => saveSnapshot(page, `/snapshot.tif?side=raw&page=${id()}`));
+  $("snap_sr").addEventListener("click", () => saveSnapshot(page, `/snapshot.tif?side=sr&page=${id()}`));
 }
 
 function startMovie(page) {
+  $("movie_axis").addEventListener("change", () => { movieAxis = $("movie_axis").value; showMovie(page); });
   $("movie").addEventListener("submit", async (event) => {
     event.preventDefault();
     const body = JSON.stringify(asked(page));
-    const response = await page.request("/movie", { method: "POST", body, headers: { "Content-Type": "application/json" } });
-    if (!response.ok) return sayMovie((await response.text()).trim(), true);
+    const response = await answer(page, "/movie", { method: "POST", body, headers: { "Content-Type": "application/json" } });
+    if (!response) return;
     run.movie = await response.json();
     mine = run.movie.number;
     showMovie(page);
     poll(page);
   });
   $("movie_cancel").addEventListener("click", async () => {
-    await page.request("/movie", { method: "DELETE" });
+    await answer(page, "/movie", { method: "DELETE" });
     poll(page);
   });
 }
@@ -372,7 +389,7 @@ function asked(page) {
 
 function showMovie(page) {
   const along = shown();
-  choices($("movie_axis"), along, $("movie_axis").value || axisOfStrip());
+  choices($("movie_axis"), along, movieAxis || axisOfStrip());
   const at = words(others($("movie_axis").value));
   $("movie_at").textContent = at && `at ${at}`;
   const movie = run.movie;
@@ -390,9 +407,13 @@ function showMovie(page) {
 async function fetchMovie(page, movie) {
   mine = 0;
   sayMovie(`saving ${movie.name}`);
-  if (await save(page, `/movie/${movie.number}`)) {
-    sayMovie([`${movie.name}, ${(movie.size_bytes / 1e6).toFixed(1)} MB`, movie.text].filter(Boolean).join("; "));
-  }
+  const link = await save(page, `/movie/${movie.number}`);
+  sayMovie(link ? [`, ${(movie.size_bytes / 1e6).toFixed(1)} MB`, movie.text].filter(Boolean).join("; ") : "not saved", !link);
+  if (saved) URL.revokeObjectURL(saved.href);
+  saved = link;
+  if (!link) return;
+  link.textContent = movie.name;  // to be saved again: the server has deleted it
+  $("movie_said").prepend(link);
 }
 
 function sayMovie(text, bad = false) {
