@@ -2,10 +2,10 @@
 
     python tools/bench_view.py [--rate 30] [--size 2048] [--seconds 8] [--rounds 3] [--json FILE]
 
-A publisher process feeds super-resolved frames of procedural tissue (uint16, a raw frame of a quarter of the
-side with each), as fast as `--rate` says, or as fast as it can with 0. Rounds without a view, with the page in a
+A publisher process feeds super-resolved frames of procedural tissue (uint16, with each a raw frame of a quarter
+of the side), as fast as `--rate` says, or as fast as it can with 0. Rounds without a view, with the page in a
 headless Chromium, and with that Chromium stopped in its tracks follow each other, so that a drifting machine
-favours none. Prints the frames that the page drew, how old they were when drawn, and the publisher's own rate.
+favours none. Prints the frames that the page drew, how old they were then, and the publisher's own rate.
 """
 
 from __future__ import annotations
@@ -21,23 +21,34 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
+from websockets.sync.client import ClientConnection, connect
 
 from live_sr.client.feed import Feed, FeedStatus, FrameInfo
 from live_sr.sim.specimen import Neuropil
 
 CHROMIUM = "/usr/bin/chromium"
-QUIET = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
+QUIET = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--window-size=1280,720",
+)
 DIFFERENT = 4  # frames that alternate: rendering tissue takes longer than showing it
 SCALE = 4
 SETTLE_S = 2.0  # after opening the page: start-up is not what is measured
 START_S = 60.0
-RECORD = """async () => {
+RECORD = """new Promise(async (first) => {
+    while (document.readyState !== "complete") await new Promise(requestAnimationFrame);
     const { page } = await import("/static/app.js");
     window.drawn = [];
     page.on("frame", () => requestAnimationFrame(() => requestAnimationFrame(() => {
@@ -45,8 +56,9 @@ RECORD = """async () => {
         if (!side.meta || window.drawn.at(-1)?.seq === side.meta.seq) return;
         const at = performance.now();
         window.drawn.push({ seq: side.meta.seq, age: at - side.capturedAt, at });
+        first(true);
     })));
-}"""
+})"""
 
 
 # -------------------------------------------------------------------- the publisher's process
@@ -86,7 +98,7 @@ def publish(rate_hz: float, size: int) -> None:
                 feed.status(FeedStatus(session="bench", state="acquiring", counts={"acquired": made}))
             made += 1
             if rate_hz:
-                due = max(due + 1 / rate_hz, time.perf_counter() - 1)
+                due = max(due + 1 / rate_hz, time.perf_counter())  # a camera does not catch up
                 clock.wait(max(0.0, due - time.perf_counter()))
 
 
@@ -132,14 +144,41 @@ def view(feed: str) -> Iterator[str]:
             process.send_signal(signal.SIGTERM)
 
 
-@contextlib.contextmanager
-def browser(url: str) -> Iterator[tuple[Any, int]]:
-    """Chromium with the page open: the page, and the group of its processes."""
-    from playwright.sync_api import sync_playwright
+class Browser:
+    """Chromium with the page open, driven by evaluating expressions and nothing else.
 
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, sync_playwright() as playwright:
+    Browser automation listens to the network: each preview would be copied to it, and that be measured.
+    """
+
+    def __init__(self, process: subprocess.Popen[str], socket: ClientConnection) -> None:
+        self._process = process
+        self._socket = socket
+        self._asked = 0
+
+    def evaluate(self, expression: str) -> Any:
+        """The value of an expression, awaited."""
+        while True:
+            self._asked += 1
+            parameters = {"expression": expression, "awaitPromise": True, "returnByValue": True}
+            request = {"id": self._asked, "method": "Runtime.evaluate", "params": parameters}
+            self._socket.send(json.dumps(request))
+            answer: dict[str, Any] = {}
+            while answer.get("id") != self._asked:
+                answer = json.loads(self._socket.recv(timeout=START_S))
+            if "result" in answer:  # else the blank page was left meanwhile
+                return answer["result"]["result"].get("value")
+
+    def signal(self, number: signal.Signals) -> None:
+        """To all its processes."""
+        os.killpg(self._process.pid, number)
+
+
+@contextlib.contextmanager
+def browser(url: str) -> Iterator[Browser]:
+    """Chromium with the page open and the first frame drawn."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         process = subprocess.Popen(
-            [CHROMIUM, *QUIET, "--remote-debugging-port=0", f"--user-data-dir={folder}", "about:blank"],
+            [CHROMIUM, *QUIET, "--remote-debugging-port=0", f"--user-data-dir={folder}", url],
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
@@ -148,13 +187,12 @@ def browser(url: str) -> Iterator[tuple[Any, int]]:
             assert process.stderr is not None
             address = next(line.split()[-1] for line in process.stderr if "DevTools listening" in line)
             threading.Thread(target=process.stderr.read, daemon=True).start()
-            context = playwright.chromium.connect_over_cdp(address).new_context(
-                viewport={"width": 1280, "height": 720}
-            )
-            page = context.new_page()
-            page.goto(url)
-            page.locator("#right .what", has_text="frame").wait_for(timeout=START_S * 1000)
-            yield page, process.pid
+            with urllib.request.urlopen(f"http://{urlsplit(address).netloc}/json") as answer:
+                target = next(one for one in json.load(answer) if one["type"] == "page")
+            with connect(target["webSocketDebuggerUrl"], max_size=None, close_timeout=0.1) as socket:
+                chromium = Browser(process, socket)
+                chromium.evaluate(RECORD)
+                yield chromium
         finally:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -163,15 +201,13 @@ def browser(url: str) -> Iterator[tuple[Any, int]]:
 def one_round(publisher: Publisher, seconds: float) -> dict[str, Any]:
     """Without a view, with it, with a stalled browser."""
     found: dict[str, Any] = {"load": os.getloadavg()[0], "none": publisher.rate(seconds)}
-    with view(publisher.address) as url, browser(url) as (page, group):
-        page.evaluate(RECORD)
-        page.wait_for_timeout(SETTLE_S * 1000)
-        page.evaluate("() => { window.drawn = []; }")
+    with view(publisher.address) as url, browser(url) as chromium:
+        publisher.rate(SETTLE_S)
+        chromium.evaluate("window.drawn = []")
         found["view"] = publisher.rate(seconds)
-        drawn = page.evaluate("() => window.drawn")
-        os.killpg(group, signal.SIGSTOP)
+        drawn = chromium.evaluate("window.drawn")
+        chromium.signal(signal.SIGSTOP)
         found["stalled"] = publisher.rate(seconds)
-        os.killpg(group, signal.SIGCONT)
     found["shown"] = (len(drawn) - 1) / ((drawn[-1]["at"] - drawn[0]["at"]) / 1000) if len(drawn) > 1 else 0.0
     found["ages_ms"] = [one["age"] for one in drawn]
     return found

@@ -23,7 +23,6 @@ from live_sr.view.request import Ask, Measure, PlaneName, read
 from live_sr.view.watcher import OnShow, Past, Picture, Watcher
 
 STATUS_S = 0.25  # how often a browser is told the counters, and that this process lives
-HISTOGRAM_S = 0.25  # how often it gets histograms while they are on the screen
 LOOK_AGAIN_S = 1.0  # how often it is looked whether the rest of an earlier frame has come
 KEPT_IMAGES = 16  # encoded images shared between browsers: two planes in a few contrasts and zooms
 
@@ -65,7 +64,6 @@ class Browser:
         self._ask: Ask | None = None
         self._measure: Measure | None = None
         self._has: dict[PlaneName, tuple[object, ...]] = {}  # what the page holds, by plane
-        self._histogram_at = 0.0
         # What is not there yet of the earlier frame that is asked for, and why; None: nothing is there.
         self._lacks: dict[str, str] | None = {}
         self._look_again_at = 0.0
@@ -110,6 +108,9 @@ class Browser:
                 return
             self._look_again_at = time.monotonic() + LOOK_AGAIN_S
             earlier = await self._look_back(ask)
+            if self._ask is not ask:  # the page has moved on meanwhile
+                self.changed.set()
+                return
             lacked, self._lacks = self._lacks, dict(earlier.notes) if earlier is not None else None
             if told and lacked == self._lacks:
                 return
@@ -122,9 +123,7 @@ class Browser:
             return
         if on_show.left is None and on_show.right is None:
             return
-        if self._ask is ask:
-            self._ask = None
-        self.answered, self.shown = ask, on_show
+        self._ask, self.answered, self.shown = None, ask, on_show
         await self._socket.send_bytes(await self._compose(ask, on_show))
 
     @staticmethod
@@ -189,8 +188,7 @@ class Browser:
                 for drawing, drawn in zip(drawings, made, strict=True)
             },
         }
-        if ask.histogram and (ask.again or time.monotonic() - self._histogram_at > HISTOGRAM_S):
-            self._histogram_at = time.monotonic()
+        if ask.histogram:
             header["histograms"] = await self._in_worker(compose.histograms, shows)
         encoded = msgspec.json.encode(header)
         return b"".join((LENGTH.pack(len(encoded)), encoded, *new.values()))

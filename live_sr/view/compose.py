@@ -106,7 +106,7 @@ def channels(on_show: OnShow, ask: Ask) -> dict[str, OnShow]:
         return own
     return {
         name: show
-        for name, show in {**own, **on_show.channels, **own}.items()
+        for name, show in {**own, **on_show.channels}.items()
         if (p := show.left or show.right) is not None and p.frame.shape == newest.frame.shape
     }
 

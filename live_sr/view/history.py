@@ -347,7 +347,8 @@ class Memory:
                 for axis, i in (frame.place or frame.index).items():
                     reach[axis] = max(reach.get(axis, 0), i)
             before = self._kept.get(frame.seq)
-            if not keep or (before is not None and shown.sr is None):
+            known = before is not None and (before[0].sr is not None or shown.sr is None)
+            if not keep or known:
                 return
             if before is not None:
                 self._bytes -= _nbytes(before[0])

@@ -83,7 +83,7 @@ class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="ty
     bits : int
         The detector's; 0 takes the pixels' type for it.
     histogram : bool
-        Send histograms too, a few times a second.
+        Send histograms too.
     exact : bool
         PNG instead of JPEG, and no fewer pixels than the canvas has.
     again : bool

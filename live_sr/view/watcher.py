@@ -88,8 +88,8 @@ class _Channel:
         self.raw: Picture | None = None
         self.window, self.left_window, self.right_window = AutoWindow(), AutoWindow(), AutoWindow()
 
-    def take(self, shown: Shown) -> bool:
-        """Keep a frame's planes; False when it is only a repeat."""
+    def take(self, shown: Shown, *, acquiring: bool) -> bool:
+        """Keep a frame's planes; False for a repeat, and for one made up for while newer ones are seen."""
         frame = shown.frame
         received = time.monotonic()
         identity = (frame.session, frame.seq)
@@ -101,6 +101,8 @@ class _Channel:
             return True
         sr = Picture(("sr", *identity, frame.model), shown.sr, frame.sr, frame, received)
         if self.pair is not None and self.pair.key == sr.key:
+            return False
+        if self.pair is not None and acquiring and frame.deferred and frame.seq < self.pair.frame.seq:
             return False
         self.pair, self.pair_raw = sr, raw
         return True
@@ -152,7 +154,7 @@ class Watcher:
         self.failed = False  # the thread ended by an error of ours
         self.ignored = 0  # messages that were not understood
         self.on_change: Callable[[], None] = lambda: None  # called on the thread
-        self.on_frame: Callable[[Shown], None] = lambda shown: None  # likewise, with each frame that is new
+        self.on_frame: Callable[[Shown], None] = lambda shown: None  # likewise, with each frame, repeats too
         self._session: str | None = None
         self._channels: dict[str, _Channel] = {}  # the one shown last at the end
         self._ended = threading.Event()
@@ -228,10 +230,10 @@ class Watcher:
         while len(self._channels) >= CHANNELS:
             del self._channels[next(iter(self._channels))]
         self._channels[frame.channel] = channel
-        if not channel.take(shown):
-            return
         self.on_frame(shown)
         acquiring = self.status is not None and self.status.state == "acquiring"
+        if not channel.take(shown, acquiring=acquiring):
+            return
         chosen = channel.choose(self.on_show.number + 1, acquiring=acquiring)
         others = {name: show for name, show in self.on_show.channels.items() if name in self._channels}
         self.on_show = replace(chosen, channels={**others, frame.channel: chosen})

@@ -29,7 +29,7 @@ from live_sr.errors import ConfigError
 from live_sr.view.app import MAX_BROWSERS, Pages, run
 from live_sr.view.browser import report
 from live_sr.view.request import Ask, Look, Looks, Measure
-from live_sr.view.watcher import Watcher
+from live_sr.view.watcher import CHANNELS, Watcher
 
 PATIENCE_S = 20.0  # for a loaded machine; nothing waits this long when it works
 
@@ -121,6 +121,18 @@ def test_while_draining_both_sides_show_one_frame(watched: Watched) -> None:
     watched.wait(lambda: watched.sides == (3, 3))
 
 
+def test_while_acquiring_a_frame_made_up_for_does_not_replace_a_newer_one(watched: Watched) -> None:
+    watched.status(state="acquiring")
+    watched.wait(lambda: watched.watcher.status is not None)
+    watched.pair(7)
+    watched.wait(lambda: watched.sides == (7, 7))
+    watched.pair(3, deferred=True)
+    watched.wait(lambda: watched.watcher.frames == 2)
+    assert watched.sides == (7, 7)
+    watched.pair(8, deferred=True)
+    watched.wait(lambda: watched.sides == (8, 8))
+
+
 def test_a_new_session_clears_the_old_images(watched: Watched) -> None:
     watched.pair(3, session="one")
     watched.wait(lambda: watched.sides == (3, 3))
@@ -145,6 +157,25 @@ def test_each_channel_keeps_its_contrast(watched: Watched) -> None:
         watched.wait(lambda seq=seq: watched.sides[0] == seq)
         window = watched.watcher.on_show.window
         assert offset + 1000 <= window.low < window.high <= offset + 3000
+
+
+def test_the_newest_frame_of_each_channel_is_kept(watched: Watched) -> None:
+    for seq, channel in enumerate(["BSE", "SE", "SE", "BSE"]):
+        watched.pair(seq, channel=channel)
+        watched.wait(lambda seq=seq: watched.sides == (seq, seq))
+    kept = watched.watcher.on_show.channels
+    assert {name: show.right and show.right.frame.seq for name, show in kept.items()} == {"SE": 2, "BSE": 3}
+    before = kept["SE"].number
+    watched.pair(4, channel="BSE")
+    watched.wait(lambda: watched.sides == (4, 4))
+    assert watched.watcher.on_show.channels["SE"].number == before, "nothing new for who watches this one"
+
+
+def test_channels_that_were_not_seen_for_long_are_forgotten(watched: Watched) -> None:
+    for seq in range(CHANNELS + 2):
+        watched.pair(seq, channel=f"c{seq}")
+        watched.wait(lambda seq=seq: watched.sides == (seq, seq))
+    assert list(watched.watcher.on_show.channels) == [f"c{seq}" for seq in range(2, CHANNELS + 2)]
 
 
 def test_garbage_is_ignored_and_counted(watched: Watched, caplog: pytest.LogCaptureFixture) -> None:

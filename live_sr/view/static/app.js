@@ -85,6 +85,7 @@ export const page = {
     localStorage.setItem("panel", open ? "open" : "closed");
     look.show(page);
     page.redraw();
+    page.ask();  // with or without histograms
   },
   setTheme(theme) {
     document.documentElement.dataset.theme = theme;

@@ -12,7 +12,15 @@ let soon = false;
 export function connect(page) {
   socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/ws`);
   socket.binaryType = "arraybuffer";
-  socket.onopen = () => { page.connected = true; page.ask(); };
+  socket.onopen = () => {
+    page.connected = true;
+    if (page.paused) {  // the server no longer knows which frame was held
+      page.say("the connection was lost: showing the newest again", "warn");
+      page.setPaused(false);
+    } else {
+      page.ask();
+    }
+  };
   socket.onclose = () => {
     page.connected = false;
     page.tell("status", page.report);

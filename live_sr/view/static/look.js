@@ -4,9 +4,9 @@ const LUTS = ["grey", "inverted", "viridis", "magma", "fire", "glow"];
 const PLAIN = { auto: true, low: 0, high: 255, gamma: 1, lut: "grey" };
 const MOST_CHANNELS = 16;     // remembered; a request carries those of this run only
 const GRIP_PX = 14;           // from a mark of the histogram
-// Emission colours that the names promise; else in this order.
+// Emission colours that the names promise; else in this order, of which the first two make grey where both agree.
 const NAMED = [[/dapi|hoechst/i, "#4060ff"], [/fitc|gfp|488/i, "#00ff40"], [/tritc|cy3|rhod|cherry|561/i, "#ff4020"], [/cy5|640|647/i, "#ff30ff"]];
-const ORDER = ["#00e0e0", "#ff6040", "#e0e000", "#c040ff", "#40ff40", "#ffffff"];
+const ORDER = ["#30ff30", "#ff30ff", "#30c8ff", "#ffb030", "#ff5050", "#ffffff"];
 
 const $ = (id) => document.getElementById(id);
 
@@ -37,7 +37,7 @@ function wire(look) {
 
 function of(channel) {
   if (!Object.hasOwn(looks, channel)) {
-    const used = Object.keys(looks).length;
+    const used = Object.keys(looks).filter(Boolean).length;
     const colour = NAMED.find(([name]) => name.test(channel))?.[1] ?? ORDER[used % ORDER.length];
     looks[channel] = { left: { ...PLAIN }, right: { ...PLAIN }, shared: true, colour, on: true };
   }
