@@ -106,11 +106,6 @@ class Found:
         """Where it lies in the run."""
         return self.frame.place
 
-    @property
-    def name(self) -> str:
-        """Its place in words: "t 3  c 0"."""
-        return "  ".join(f"{axis} {i}" for axis, i in self.frame.place.items())
-
 
 class History:
     """Earlier frames of the run that a watcher watches. Thread-safe; reading blocks.
@@ -273,9 +268,10 @@ def _extents(sequence: SequenceStatus, reach: Mapping[str, int]) -> dict[str, Ex
     """Of each axis as far as frames have come: the slower ones grow, the faster ones are gone through again."""
     axes = sequence.axes or {axis: i + 1 for axis, i in reach.items()}
     extents: dict[str, Extent] = {}
-    turned = not reach  # nothing was seen: offer all, and let the disk say
+    turned = not reach and sequence.state == "idle"  # nothing of it was seen: offer all, and let the disk say
     for axis, size in axes.items():
-        last = max(size - 1, 0) if turned else min(reach.get(axis, 0), max(size - 1, 0))
+        end = max(size - 1, 0)
+        last = end if turned else min(reach.get(axis, 0), end)
         extents[axis] = Extent(0, last, size)
         turned = turned or last > 0
     return extents
@@ -556,12 +552,6 @@ class Volumes:
 
     def _layout(self) -> VolumeLayout | None:
         return self._files["sr"].layout or self._files["raw"].layout
-
-    def interval_s(self) -> float | None:
-        """Planned seconds between two times; None when unknown."""
-        layout = self._layout()
-        axis = next((a for a in layout.index_axes if a.name == "t"), None) if layout is not None else None
-        return axis.scale if axis is not None and axis.unit == "second" else None
 
 
 def _dtype(pixels: Pixels | None) -> Literal["uint8", "uint16"]:
