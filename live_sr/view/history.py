@@ -137,8 +137,8 @@ class History:
     def run(self) -> Run:
         """What can be looked back at now."""
         status, newest = self._watcher.status, self._newest()
-        if status is None or newest is None:
-            return Run()
+        if status is None or newest is None or newest.session != status.session:
+            return Run()  # of a session that has just begun the status is still to come
         if newest.kind != "sequence":
             first, last = self._memory.live_range(status.session)
             return Run(

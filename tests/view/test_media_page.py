@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,10 +117,15 @@ def record(page: Page, recording: Recording, n: int) -> None:
 
 
 def is_drawn(page: Page, place: dict[str, int]) -> None:
-    """Both sides show the pixels of `place`."""
+    """Wait until both sides show the pixels of `place`; a channel new to the page gets its contrast next."""
     expected = float(planes(place, SHAPE)[0][-1, -1])
-    for side in ("left", "right"):
-        assert background(page, side) == pytest.approx(expected, abs=14), f"{side}: one of 255 steps is 11.8"
+    deadline = time.monotonic() + PATIENCE_MS / 1000
+    while True:
+        drawn = [background(page, side) for side in ("left", "right")]
+        if drawn == pytest.approx([expected] * 2, abs=14):  # one of 255 steps is 11.8
+            return
+        assert time.monotonic() < deadline, (drawn, expected)
+        page.wait_for_timeout(50)
 
 
 def test_a_slider_looks_back_and_live_goes_on(page: Page, site: Site) -> None:
