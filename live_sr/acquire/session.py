@@ -8,6 +8,7 @@ bounded queues, and nothing downstream of the hook can hold the camera up.
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import sys
 import threading
@@ -1066,6 +1067,8 @@ class LiveSR:
             latency_ms=latency_ms,
             stage_um=_stage_um(record.meta),
             exposure_ms=_number(record.meta.get("exposure_ms")),
+            run=record.run.number,
+            place=record.place,
         )
 
     def _status(self, state: RunState) -> FeedStatus:
@@ -1105,12 +1108,13 @@ class LiveSR:
         if not self._runs:
             return SequenceStatus()
         run = self._runs[-1]
+        known = math.prod(size for _, size in run.plan.order if size is not None)
         return SequenceStatus(
             number=run.number,
-            axes={name: run.acquired if size is None else size for name, size in run.plan.order},
+            axes={name: -(-run.acquired // known) if size is None else size for name, size in run.plan.order},
             channels=tuple(c.config for c in run.sequence.channels) if run.sequence is not None else (),
-            raw_path=str(run.raw_path or ""),
-            sr_path=str(run.saved_as or ""),
+            raw_path=str(run.raw_path.absolute()) if run.raw_path is not None else "",
+            sr_path=str(run.saved_as.absolute()) if run.saved_as is not None else "",
             state="idle" if run.ended else self._running_state(),
         )
 
