@@ -166,7 +166,7 @@ class SequenceStatus(Struct, frozen=True):
     number : int
         Run of the session, from 1; 0 before the first.
     axes : dict
-        Length of each axis, in the order of acquisition, without y and x; empty when it cannot be known beforehand.
+        Length of each axis, in the order of acquisition, without y and x; empty before it is known.
     channels : tuple of str
         Names along ``c``.
     raw_path, sr_path : str
