@@ -2,7 +2,8 @@
 
 Threads: pymmcore-plus' thread hands frames over (hook); *intake* counts them, keeps their pixels (custody)
 and queues them (outbox); each *link* sends and receives; *delivery* saves, shows and emits. They meet only in
-bounded queues, and nothing downstream of the hook can hold the camera up.
+bounded queues, and nothing downstream of the hook can hold the camera up. Between sequences a *live* thread of
+each core sees what it shows (live), and offers the newest of it beside the frames of the runs (lane).
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from live_sr.acquire import preflight
 from live_sr.acquire.custody import Custody, RawReport
 from live_sr.acquire.gather import Gathered, Gatherer
 from live_sr.acquire.hook import FrameTaken, Hook, Intake, RunFinished, RunStarted
+from live_sr.acquire.lane import LiveLane, Shot
 from live_sr.acquire.listeners import Events, Resequencer
+from live_sr.acquire.live import LiveWatch
 from live_sr.acquire.outbox import Outbox
 from live_sr.acquire.plan import Plan, plan_frame, plan_run
 from live_sr.acquire.raw import check_raw_path, open_raw, sink_path
@@ -46,7 +49,7 @@ from live_sr.client.feed import (
 from live_sr.client.link import Link, why_not_mixed
 from live_sr.config import DEFAULT_ADDRESS
 from live_sr.errors import InputError, LiveSRError, StoreError
-from live_sr.frame import Counts, Frame, Ledger, Restored, check_pixels
+from live_sr.frame import Counts, Frame, Ledger, Pixels, Restored, check_pixels
 from live_sr.timing import Durations, Rate
 from live_sr.wire.messages import ModelInfo
 from live_sr.wire.security import check_address
@@ -154,14 +157,17 @@ class LiveSR:
         self._intake = Intake(INTAKE_BYTES)
         self._spool = Spool(Path(scratch) if scratch is not None else None)
         self._records = Records(self._spool)
-        self._results: queue.SimpleQueue[Restored | _Lost | Run | None] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[Restored | _Lost | Run | int | None] = queue.SimpleQueue()
         self._results_bytes = _Tally()
+        self._lane = LiveLane(self._ledger, planes=self._planes, taken=self._wake_watches)
+        self._watches: list[LiveWatch] = []
         self._outbox = Outbox(
             self._ledger,
             fetch=self._fetch,
             lost=self._lose,
             deferring=self._records.defer,
             room=lambda: self._results_bytes.value <= RESULT_BYTES,
+            beside=self._lane.take,
         )
         self._feed = Feed(view) if view is not None else None
         self._links = [
@@ -223,11 +229,18 @@ class LiveSR:
         except LiveSRError as e:  # the program's own error matters more
             log.error("%s", e)
 
-    def attach(self, core: CMMCorePlus) -> None:
+    def attach(self, core: CMMCorePlus, *, live: bool = True) -> None:
         """Take every frame of the sequences that `core` runs from now on.
 
         The frame reaches pymmcore-plus' raw sink before it reaches us. Safe with any event loop and backend:
         the slots only stamp and hand over.
+
+        Parameters
+        ----------
+        live : bool
+            Super-resolve what is shown between sequences as well: the newest frame of continuous mode and of a
+            camera's own sequences, and snaps. They are emitted and shown, and never saved; others who use the
+            core lose nothing by it.
         """
         hook = Hook(self._intake, lambda: core, self._prepare)
         self._hooks.append(hook)
@@ -241,6 +254,25 @@ class LiveSR:
         ):
             signal.connect(slot)
             self._attached.append((signal, slot))
+        if live and core not in self._cores[:-1]:
+            self._watch_live(core)
+
+    def _watch_live(self, core: CMMCorePlus) -> None:
+        number = len(self._watches)
+
+        def wanted() -> bool:
+            return self._lane.wants(number) or (self._feed is not None and self._feed.watched)
+
+        watch = LiveWatch(
+            core,
+            number,
+            offer=self._show_live,
+            wanted=wanted,
+            overtaken=lambda n: self._ledger.tally("superseded", n),
+            warn=self._warn,
+        )
+        self._watches.append(watch)
+        watch.start()
 
     def wait_ready(self, timeout: float = 5.0) -> bool:
         """Wait until a server is warm and accepted; False after `timeout` seconds."""
@@ -309,6 +341,7 @@ class LiveSR:
             return self.report
         try:
             self._wait_for_end_of_run()
+            self._end_live()
             self._drain()
         except BaseException:  # Ctrl-C while waiting: expose the sample no longer
             self._wait_for_end_of_run(CANCEL_S, cancel=True)
@@ -490,6 +523,22 @@ class LiveSR:
         with self._run_ended:
             self._run_ended.notify_all()
 
+    # ---------------------------------------------------------------- threads of the live watches
+
+    def _show_live(self, shot: Shot) -> None:
+        seq = self._lane.put(shot)
+        if self._order is not None:
+            self._results.put(seq)
+        if self._feed is not None:
+            self._feed.show_raw(self._view_of(seq, shot), shot.pixels)
+        self._wake_links()
+
+    def _end_live(self) -> None:
+        """Nobody waits for a live frame any more; a snap is still finished."""
+        for watch in self._watches:
+            watch.stop()
+        self._lane.dismiss(snaps=False)
+
     # ---------------------------------------------------------------- outbox's thread
 
     def _fetch(self, seq: int) -> Frame | None:
@@ -524,11 +573,20 @@ class LiveSR:
     def refused(self, frame: Frame, code: str, message: str) -> None:
         """A frame was refused (called by a link)."""
         if code == "busy":
-            self._outbox.give_back(frame.seq)
+            self._give_back(frame)
+            return
+        self._alarm(f"the server refused a frame: {message}")
+        if frame.kind != "sequence":
+            self._lane.fail(frame.seq)
             return
         self._ledger.move("in_flight", "failed")
-        self._alarm(f"the server refused a frame: {message}")
         self._lose(frame.seq, message)
+
+    def _give_back(self, frame: Frame) -> None:
+        (self._outbox if frame.kind == "sequence" else self._lane).give_back(frame.seq)
+
+    def _planes(self) -> int:
+        return self._model.frames if self._model is not None else 1
 
     def link_changed(self, link: Link) -> None:
         """A server came, went or refused (called by a link)."""
@@ -543,6 +601,10 @@ class LiveSR:
         for link in self._links:
             link.wake()
 
+    def _wake_watches(self) -> None:
+        for watch in self._watches:
+            watch.wake()
+
     # ---------------------------------------------------------------- delivery thread
 
     def _deliver_all(self) -> None:
@@ -553,6 +615,9 @@ class LiveSR:
                 elif isinstance(item, Run):
                     item.finished = True
                     self._finish_if_settled(item)
+                elif isinstance(item, int):
+                    assert self._order is not None
+                    self._order.add(item, None)  # a live frame: nothing waits for it
                 else:
                     self._note_lost(item)
             except Exception:
@@ -564,6 +629,10 @@ class LiveSR:
         left = self._results_bytes.add(-result.pixels.nbytes)
         if left <= RESULT_BYTES < left + result.pixels.nbytes:
             self._wake_links()
+        if result.kind != "sequence":
+            if (shot := self._lane.settle(result.seq)) is not None:
+                self._show(result, shot, (time.monotonic_ns() - shot.captured_ns) / 1e6)
+            return
         try:
             record = self._records.pop(result.seq)
         except StoreError as e:
@@ -582,12 +651,21 @@ class LiveSR:
         run.settled += 1
         run.deferred += record.deferred
         try:
-            if self._feed is not None:
-                self._feed.show_pair(self._view_of(result.seq, record, latency_ms), result.raw, result.pixels)
-            if len(self.events.frameReady):
-                self._emit(result, record, latency_ms, saved=bool(saved))
+            self._show(result, record, latency_ms, (lambda: run.read_back(record)) if saved else None)
         finally:
             self._finish_if_settled(run)
+
+    def _show(
+        self,
+        result: Restored,
+        record: Record | Shot,
+        latency_ms: float,
+        read_back: Callable[[], Pixels] | None = None,
+    ) -> None:
+        if self._feed is not None:
+            self._feed.show_pair(self._view_of(result.seq, record, latency_ms), result.raw, result.pixels)
+        if len(self.events.frameReady):
+            self._emit(result, record, latency_ms, read_back)
 
     def _save_result(self, run: Run, record: Record, result: Restored, latency_ms: float) -> bool | None:
         """Whether the frame is on the disk; None where nothing is to be saved."""
@@ -605,7 +683,13 @@ class LiveSR:
         self._ledger.tally("saved")
         return True
 
-    def _emit(self, result: Restored, record: Record, latency_ms: float, *, saved: bool) -> None:
+    def _emit(
+        self,
+        result: Restored,
+        record: Record | Shot,
+        latency_ms: float,
+        read_back: Callable[[], Pixels] | None,
+    ) -> None:
         model = self._model
         assert model is not None, "frames come back from servers whose model was accepted"
         pixel_size_um = float(record.meta.get("pixel_size_um") or 0.0)
@@ -614,6 +698,7 @@ class LiveSR:
             "pixel_size_um": pixel_size_um / result.scale,
             "live_sr": {
                 "computed": True,
+                "kind": result.kind,
                 "seq": result.seq,
                 "scale": result.scale,
                 "model": result.model,
@@ -628,11 +713,9 @@ class LiveSR:
         }
 
         def emit() -> None:
-            self.events.frameReady.emit(
-                result.pixels, record.event, meta, (lambda: record.run.read_back(record)) if saved else None
-            )
+            self.events.frameReady.emit(result.pixels, record.event, meta, read_back)
 
-        if self._order is None:
+        if self._order is None or result.kind != "sequence":
             emit()
         else:
             self._order.add(result.seq, emit, result.pixels.nbytes)
@@ -780,7 +863,7 @@ class LiveSR:
         """Give the frames of servers that went for good to those that are there."""
         for link in gone:
             for frame in link.stop():
-                self._outbox.give_back(frame.seq)
+                self._give_back(frame)
 
     def _unsettled(self) -> int:
         c = self._ledger.sample()
@@ -795,6 +878,7 @@ class LiveSR:
 
     def _shut_down(self) -> None:
         self._closed = self._intake.closed = True
+        self._end_live()
         for signal, slot in self._attached:
             try:
                 signal.disconnect(slot)
@@ -806,13 +890,16 @@ class LiveSR:
         self._intake_thread.join()
         for link in self._links:
             for frame in link.stop():
-                self._ledger.move("in_flight", "failed")
-                self._lose(frame.seq, "the server never answered")
+                if frame.kind == "sequence":
+                    self._ledger.move("in_flight", "failed")
+                    self._lose(frame.seq, "the server never answered")
         for seq in self._outbox.close():
             self._ledger.move("deferred", "failed")
             self._lose(seq, "no server was there to restore it")
         self._results.put(None)
         self._delivery_thread.join()
+        if snaps := self._lane.dismiss(snaps=True):
+            self._warn(f"{snaps} snaps were not super-resolved: no server answered")
         if self._order is not None:
             self._order.flush()
             if self._order.disordered:
@@ -878,9 +965,13 @@ class LiveSR:
             for hook in list(self._hooks):
                 self._end_if_orphaned(hook)
             if self._feed is not None:
-                self._feed.status(self._status("acquiring" if self._acquiring() else "draining"))
+                self._feed.status(
+                    self._status(
+                        "acquiring" if self._acquiring() or self._lane.raw_rate.recent() else "draining"
+                    )
+                )
 
-    def _view_of(self, seq: int, record: Record, latency_ms: float | None = None) -> FrameInfo:
+    def _view_of(self, seq: int, record: Record | Shot, latency_ms: float | None = None) -> FrameInfo:
         model = self._model
         channel = record.event.channel
         return FrameInfo(
@@ -894,6 +985,7 @@ class LiveSR:
             channel=channel.config if channel is not None else "",
             deferred=record.deferred,
             latency_ms=latency_ms,
+            kind=record.kind,
             stage_um=_stage_um(record.meta),
             exposure_ms=_number(record.meta.get("exposure_ms")),
         )
@@ -901,14 +993,15 @@ class LiveSR:
     def _status(self, state: RunState) -> FeedStatus:
         servers = [link.status for link in self._links]
         best = next((s for s in servers if s.state == "ready"), servers[0])
+        latency = self._lane.latency if self._lane.sr_rate.recent() else self._live_latency
         full = max(self._outbox.fullness, self._intake.waiting_bytes / INTAKE_BYTES)
         return FeedStatus(
             session=self.session,
             state=state,
             counts=self._ledger.sample().as_dict(),
-            raw_fps=self._raw_rate.recent(),
-            sr_fps=self._sr_rate.recent(),
-            latency_ms=dict(self._live_latency.percentiles().as_dict()),
+            raw_fps=self._raw_rate.recent() + self._lane.raw_rate.recent(),
+            sr_fps=self._sr_rate.recent() + self._lane.sr_rate.recent(),
+            latency_ms=dict(latency.percentiles().as_dict()),
             server=ServerStatus(
                 state=best.state,
                 detail=best.detail,

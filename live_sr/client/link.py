@@ -268,7 +268,11 @@ class Link:
             self._credits = min(self._max_credits, welcome.credits)
             self._set("ready", _introduced(welcome.model))
             for seq, (frame, _) in list(self._in_flight.items()):
-                self._send_frame(dealer, seq, frame)
+                if frame.kind == "live":
+                    del self._in_flight[seq]  # nobody waits for it: what is seen now is newer
+                    self._sink.refused(frame, "busy", "the connection was lost")
+                else:
+                    self._send_frame(dealer, seq, frame)
 
     def _on_result(self, result: Result, pixels: Pixels) -> None:
         frame, sent = self._in_flight.get(result.seq, (None, 0.0))
@@ -296,6 +300,7 @@ class Link:
                 server_ms=result.waited_ms + result.computed_ms,
                 round_trip_ms=(time.monotonic() - sent) * 1000,
                 used=frame.used,
+                kind=frame.kind,
             )
         )
 
