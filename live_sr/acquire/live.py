@@ -1,17 +1,18 @@
 """Sees what a core shows outside its sequences: continuous mode, a camera's own sequences, snaps. Never pops.
 
 pymmcore-plus emits ``frameReady`` for MDA sequences only. Everything else is looked at here: a stream by
-peeking at the newest image of the circular buffer, at a bounded rate; a snap by reading it when it is announced.
-Other users of the core lose nothing by it, for a peek takes nothing out; and while an MDA runs nothing is looked
-at, for its frames come through :mod:`~live_sr.acquire.hook`.
+peeking at the newest image of the circular buffer, at a bounded rate; a snap, and the last image of a stream
+that was stopped, by reading it when that is announced. Other users of the core lose nothing by it, for a peek
+takes nothing out; and while an MDA runs nothing is looked at, for its frames come through
+:mod:`~live_sr.acquire.hook`.
 
 What a peek has to mind. pymmcore gives an image the size that its camera has *now*, not the one that the image
 had (``pymmcore_swig.i``): after a change of ROI, binning or pixel type an older image has a wrong shape, or is
 read past its end. So a stream is peeked at only between the announcements of its start and its stop, while the
 camera's size is the one it started with; and these announcements wait until a peek that is going on has ended
 (1 ms for 2048 x 2048 pixels), so that a buffer is not renewed under it. The same conversion takes the camera's
-lock while it holds Python's, and would stop the whole process for as long as another thread exposes: hence a snap
-is read by the thread that snapped, which costs it the copy, and by no other.
+lock while it holds Python's, and would stop the whole process for as long as another thread exposes: hence a
+snap is read by the thread that snapped, which costs it the copy, and by no other.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class LiveWatch:
     wanted : callable
         Whether a frame of a stream would be of use now; a stream is not looked at while it would not.
     overtaken : callable
-        ``(n)``: so many snaps were replaced by newer ones before they could be offered.
+        ``(n)``: so many frames were replaced by newer ones before they could be offered.
     warn : callable
         ``(text)``: something the operator should know.
 
@@ -110,7 +111,7 @@ class LiveWatch:
         self._ended = False
         self._peeking = threading.Lock()  # held while the core converts an image, and to change the next two
         self._stream: _Stream | None = None
-        self._snapped: list[Shot] = []
+        self._handed: list[Shot] = []  # read by who announced them, for the thread to offer
         self._event: tuple[tuple[Any, ...], MDAEvent] | None = None  # the last one, which most frames share
         self._position: dict[str, Any] = {}
         self._position_due = 0.0
@@ -139,7 +140,7 @@ class LiveWatch:
             self._note(e)
 
     def stop(self) -> None:
-        """Look no more; a snap that was announced is still offered. May be called twice."""
+        """Look no more; what was announced is still offered. May be called twice."""
         atexit.unregister(self.stop)
         slots, self._slots = self._slots, []
         for signal, slot in slots:
@@ -167,37 +168,56 @@ class LiveWatch:
                     if self._stream is not None:
                         self._stream.starts_again_at = time.monotonic()
 
-    def _on_started(self) -> None:
+    def _on_started(self, camera: str = "") -> None:
         with self._harmlessly():
             if not self._acquiring():
                 stream = self._begin()
+                if camera not in ("", stream.camera):
+                    self._warn(
+                        f"what {camera} shows is not super-resolved: only that of the core's own camera, "
+                        f"{stream.camera or 'of which there is none'}; setCameraDevice chooses it"
+                    )
+                    return
                 with self._peeking:
                     self._stream = stream
                 self._wake.set()
 
-    def _on_stopped(self) -> None:
-        with self._peeking:
-            self._stream = None
+    def _on_stopped(self, camera: str) -> None:
+        stream = self._stream
+        if stream is None or camera != stream.camera:
+            return
+        with self._harmlessly():
+            try:
+                self._hand_over(self._new_shots(stream) if self._steady(stream) and self._wanted() else [])
+            finally:
+                with self._peeking:
+                    self._stream = None
 
     def _on_snapped(self) -> None:
         with self._harmlessly():
-            if not self._acquiring() and (shots := self._read_snap()):
-                with self._peeking:
-                    before, self._snapped = self._snapped, shots
-                if before:
-                    self._overtaken(len(before))
-                self._wake.set()
+            if not self._acquiring():
+                self._hand_over(self._read_snap())
 
     @contextmanager
     def _harmlessly(self) -> Iterator[None]:
         """What is raised in a slot would come out of the other user's call to the core."""
         try:
             yield
+        except IndexError as e:
+            log.debug("%s", e)  # nothing in the buffer
         except CORE_ERRORS as e:
             self._note(e)
         except Exception as e:  # a camera written in Python may raise anything
             log.exception("live-sr cannot follow what the microscope announces")
             self._note(e)
+
+    def _hand_over(self, shots: list[Shot]) -> None:
+        if shots:
+            with self._peeking:
+                before, self._handed = self._handed, shots
+            if before:
+                self._overtaken(len(before))
+            self._wake.set()
 
     def _acquiring(self) -> bool:
         """Whether an MDA exposes now; one that is paused leaves the camera to the operator."""
@@ -240,7 +260,9 @@ class LiveWatch:
         try:
             while True:
                 ended = self._ended
-                self._offer_snaps()
+                with self._peeking:
+                    shots, self._handed = self._handed, []
+                self._offer_all(shots)
                 if ended:
                     return
                 self._wake.wait(self._look())
@@ -248,11 +270,6 @@ class LiveWatch:
         except Exception as e:  # the top of a thread: a camera written in Python may raise anything
             log.exception("live-sr does not watch the microscope's live mode any more")
             self._warn(f"live mode is not super-resolved any more ({type(e).__name__}: {e}): attach again")
-
-    def _offer_snaps(self) -> None:
-        with self._peeking:
-            shots, self._snapped = self._snapped, []
-        self._offer_all(shots)
 
     def _offer_all(self, shots: Iterable[Shot]) -> None:
         for shot in shots:
@@ -291,11 +308,14 @@ class LiveWatch:
         return max(stream.due - time.monotonic(), 0.0)
 
     def _new_shots(self, stream: _Stream) -> list[Shot]:
+        """Raises IndexError where the buffer has no image."""
         now = time.monotonic_ns()
+        images = self._peek(stream)
+        if self._acquiring():  # they may be of an MDA that has just begun
+            return []
         return [
             shot
-            for pixels, tags in self._peek(stream)
-            if self._is_new(stream, tags)
+            for pixels, tags in images
             for shot in self._shot("live", tags.get("Camera", stream.camera), pixels, tags, now)
         ]
 
@@ -309,34 +329,32 @@ class LiveWatch:
         return stream.size is None or self._size() == stream.size
 
     def _peek(self, stream: _Stream) -> list[Image]:
-        """The newest image of each physical camera. Raises IndexError where the buffer has none."""
+        """The newest image of each physical camera, where it was not seen before."""
+        core = self._core
+        new: dict[str, Image] = {}
+        seen: set[str] = set()
         with self._peeking:
             if self._stream is not stream:
                 return []
             stream.starts_again_at = None
-            images = [self._core.getLastImageAndMD()]
-            found = {_camera(images[0])}
             # Images of several cameras lie in one buffer in the order in which they came.
-            for n in range(1, 2 * stream.cameras):
-                if len(found) == stream.cameras:
-                    break
+            for n in range(2 * stream.cameras - 1):
                 try:
-                    image = self._core.getNBeforeLastImageAndMD(n)
+                    pixels, tags = core.getNBeforeLastImageAndMD(n) if n else core.getLastImageAndMD()
                 except IndexError:
+                    if n:
+                        break
+                    raise
+                camera = str(tags.get("Camera", stream.camera))
+                # Numbers begin again where a camera empties a buffer that overflowed.
+                number = str(tags.get("ImageNumber", "")), str(tags.get("TimeReceivedByCore", ""))
+                if camera not in seen and stream.seen.get(camera) != number:
+                    stream.seen[camera] = number
+                    new[camera] = pixels, dict(tags)
+                seen.add(camera)
+                if len(seen) == stream.cameras:
                     break
-                if _camera(image) not in found:
-                    found.add(_camera(image))
-                    images.append(image)
-        return [(pixels, dict(tags)) for pixels, tags in images if stream.size is None or _fits(pixels, tags)]
-
-    def _is_new(self, stream: _Stream, tags: dict[str, Any]) -> bool:
-        camera = tags.get("Camera", stream.camera)
-        # Numbers begin again where a camera empties a buffer that overflowed.
-        number = tags.get("ImageNumber", ""), tags.get("TimeReceivedByCore", "")
-        if stream.seen.get(camera) == number:
-            return False
-        stream.seen[camera] = number
-        return not self._acquiring()  # what was seen may be the first frame of an MDA
+        return [image for image in new.values() if stream.size is None or _fits(*image)]
 
     # ---------------------------------------------------------------- what is told about a frame
 
@@ -391,14 +409,10 @@ class LiveWatch:
             )
 
 
-def _camera(image: tuple[Any, Any]) -> str:
-    return str(image[1].get("Camera", ""))
-
-
-def _fits(pixels: NDArray[Any], tags: Any) -> bool:
+def _fits(pixels: NDArray[Any], tags: dict[str, Any]) -> bool:
     """Whether the shape is the one that the image was acquired with."""
-    size = (tags.get("Height", None), tags.get("Width", None))
-    return None in size or tuple(map(int, size)) == pixels.shape[:2]
+    y, x = pixels.shape[:2]
+    return (int(tags.get("Height", y)), int(tags.get("Width", x))) == (y, x)
 
 
 def _connect(signal: PSignalInstance, slot: Callable[..., None]) -> None:
