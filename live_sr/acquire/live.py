@@ -101,6 +101,7 @@ class LiveWatch:
         warn: Callable[[str], None],
     ) -> None:
         self.errors = 0
+        self._noted: set[str] = set()
         self._core = core
         self._number = number
         self._offer = offer
@@ -133,11 +134,9 @@ class LiveWatch:
         self._thread.start()
         # A daemon thread that comes back from C++ while the interpreter ends takes the process down with it.
         atexit.register(self.stop)
-        try:
+        with self._harmlessly():
             if self._core.isSequenceRunning():
                 self._on_started()
-        except CORE_ERRORS as e:
-            self._note(e)
 
     def stop(self) -> None:
         """Look no more; what was announced is still offered. May be called twice."""
@@ -188,7 +187,7 @@ class LiveWatch:
             return
         with self._harmlessly():
             try:
-                self._hand_over(self._new_shots(stream) if self._steady(stream) and self._wanted() else [])
+                self._hand_over(self._new_shots(stream) if self._steady(stream) else [])
             finally:
                 with self._peeking:
                     self._stream = None
@@ -200,16 +199,22 @@ class LiveWatch:
 
     @contextmanager
     def _harmlessly(self) -> Iterator[None]:
-        """What is raised in a slot would come out of the other user's call to the core."""
+        """Count what is raised, say it once, go on: in a slot it would come out of the other user's call."""
         try:
             yield
-        except IndexError as e:
-            log.debug("%s", e)  # nothing in the buffer
-        except CORE_ERRORS as e:
-            self._note(e)
+        except IndexError:  # nothing in the buffer
+            return
         except Exception as e:  # a camera written in Python may raise anything
-            log.exception("live-sr cannot follow what the microscope announces")
-            self._note(e)
+            self.errors += 1
+            kind = type(e).__name__
+            if kind in self._noted:
+                return
+            self._noted.add(kind)
+            if not isinstance(e, CORE_ERRORS):
+                log.exception("live-sr could not see what the microscope shows")
+            self._warn(
+                f"the microscope could not be read in live mode ({kind}: {e}): live-sr goes on when it can"
+            )
 
     def _hand_over(self, shots: list[Shot]) -> None:
         if shots:
@@ -257,19 +262,18 @@ class LiveWatch:
     # ---------------------------------------------------------------- the watch's thread
 
     def _run(self) -> None:
-        try:
-            while True:
-                ended = self._ended
-                with self._peeking:
-                    shots, self._handed = self._handed, []
+        while True:
+            ended = self._ended
+            with self._peeking:
+                shots, self._handed = self._handed, []
+            wait: float | None = RETRY_S
+            with self._harmlessly():
                 self._offer_all(shots)
-                if ended:
-                    return
-                self._wake.wait(self._look())
-                self._wake.clear()
-        except Exception as e:  # the top of a thread: a camera written in Python may raise anything
-            log.exception("live-sr does not watch the microscope's live mode any more")
-            self._warn(f"live mode is not super-resolved any more ({type(e).__name__}: {e}): attach again")
+                wait = self._look()
+            if ended:
+                return
+            self._wake.wait(wait)
+            self._wake.clear()
 
     def _offer_all(self, shots: Iterable[Shot]) -> None:
         for shot in shots:
@@ -290,25 +294,23 @@ class LiveWatch:
             return due - now
         if not self._wanted():
             return FRESH_S
+        stream.due = now + RETRY_S  # after an error
         try:
             shots = self._new_shots(stream) if self._steady(stream) else []
-        except IndexError:  # nothing in the buffer
+        except IndexError:
             stream.due = now + EMPTY_S
-        except CORE_ERRORS as e:
-            self._note(e)
-            stream.due = now + RETRY_S
+            return EMPTY_S
+        if shots:
+            stream.due = now + 1 / MAX_RATE_HZ
+            stream.wait_s = max(shots[0].meta["exposure_ms"] / 8000, MIN_WAIT_S)
         else:
-            if shots:
-                stream.due = now + 1 / MAX_RATE_HZ
-                stream.wait_s = max(shots[0].meta["exposure_ms"] / 8000, MIN_WAIT_S)
-            else:
-                stream.due = now + min(stream.wait_s, MAX_WAIT_S)
-                stream.wait_s *= LONGER
-            self._offer_all(shots)
+            stream.due = now + min(stream.wait_s, MAX_WAIT_S)
+            stream.wait_s *= LONGER
+        self._offer_all(shots)
         return max(stream.due - time.monotonic(), 0.0)
 
     def _new_shots(self, stream: _Stream) -> list[Shot]:
-        """Raises IndexError where the buffer has no image."""
+        """What is new; IndexError where the buffer has no image."""
         now = time.monotonic_ns()
         images = self._peek(stream)
         if self._acquiring():  # they may be of an MDA that has just begun
@@ -393,26 +395,17 @@ class LiveWatch:
     def _where(self, *, now: bool) -> dict[str, Any]:
         """The stage's position, read again at once or when it is due."""
         if now or time.monotonic() >= self._position_due:
-            try:
+            with self._harmlessly():
                 meta = frame_metadata(self._core, include_position=True)
                 self._position = {**meta.get("position", {})}
-            except CORE_ERRORS as e:
-                self._note(e)
             self._position_due = time.monotonic() + POSITION_S
         return self._position
-
-    def _note(self, error: Exception) -> None:
-        self.errors += 1
-        if self.errors == 1:
-            self._warn(
-                f"the camera could not be read in live mode ({error}): live-sr goes on as soon as it can"
-            )
 
 
 def _fits(pixels: NDArray[Any], tags: dict[str, Any]) -> bool:
     """Whether the shape is the one that the image was acquired with."""
     y, x = pixels.shape[:2]
-    return (int(tags.get("Height", y)), int(tags.get("Width", x))) == (y, x)
+    return (int(tags.get("Height") or y), int(tags.get("Width") or x)) == (y, x)
 
 
 def _connect(signal: PSignalInstance, slot: Callable[..., None]) -> None:
