@@ -269,7 +269,7 @@ class LiveWatch:
             wait: float | None = RETRY_S
             with self._harmlessly():
                 self._offer_all(shots)
-                wait = self._look()
+                wait = None if ended else self._look()
             if ended:
                 return
             self._wake.wait(wait)

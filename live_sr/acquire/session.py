@@ -221,7 +221,7 @@ class LiveSR:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
+        if error is None or self._closed:
             self.close()
             return
         try:
