@@ -169,10 +169,9 @@ def test_others_who_pop_and_peek_lose_nothing_and_the_same_frames_are_restored(m
 
     with attached(mmc) as sr:
         got = Listener(sr)
-        with streaming(mmc):
-            with in_background(pop, 0.015), in_background(peek, 0.003):
-                for _ in range(8):
-                    got.next()
+        with streaming(mmc), in_background(pop, 0.015), in_background(peek, 0.003):
+            for _ in range(8):
+                got.next()
         pop()
     assert numbers == list(range(len(numbers))), "every image, in order, for who pops"
     assert len(numbers) > 40
@@ -467,26 +466,25 @@ def test_with_a_slow_server_the_newest_frames_are_restored_and_closing_is_prompt
 
 
 def test_a_server_killed_in_live_mode_and_back_shows_the_newest_again(mmc: CMMCorePlus) -> None:
-    with ServerProcess() as first:
-        with LiveSR(first.address) as sr:
-            assert sr.wait_ready(WAIT_S)
-            sr.attach(mmc)
-            got = Listener(sr)
-            with streaming(mmc):
-                got.next()
-                first.kill()
-                deadline = time.monotonic() + WAIT_S
-                while sr.counts.superseded < 2:
-                    assert time.monotonic() < deadline
-                    c = sr.counts
-                    assert c.acquired == c.queued + c.in_flight + c.deferred + c.returned + c.failed
-                    assert c.queued + c.in_flight <= 3
-                    time.sleep(0.005)
-                got.forget()
-                with serving(address=first.address):
-                    newest = int(mmc.getLastImageAndMD()[1]["ImageNumber"])
-                    assert all(e.number > newest - 150 for e in (got.next(), got.next()))
-                    report = sr.close()
+    with ServerProcess() as first, LiveSR(first.address) as sr:
+        assert sr.wait_ready(WAIT_S)
+        sr.attach(mmc)
+        got = Listener(sr)
+        with streaming(mmc):
+            got.next()
+            first.kill()
+            deadline = time.monotonic() + WAIT_S
+            while sr.counts.superseded < 2:
+                assert time.monotonic() < deadline
+                c = sr.counts
+                assert c.acquired == c.queued + c.in_flight + c.deferred + c.returned + c.failed
+                assert c.queued + c.in_flight <= 3
+                time.sleep(0.005)
+            got.forget()
+            with serving(address=first.address):
+                newest = int(mmc.getLastImageAndMD()[1]["ImageNumber"])
+                assert all(e.number > newest - 150 for e in (got.next(), got.next()))
+                report = sr.close()
     assert report.alarms == []
     assert report.counts.failed == 0
     assert report.counts.settled
@@ -527,13 +525,13 @@ def test_what_is_done_to_the_core_in_live_mode_is_survived(mmc: CMMCorePlus) -> 
     assert sr._watches[0].errors == 0
 
 
-def test_an_error_of_the_core_is_counted_and_said_once(mmc: CMMCorePlus) -> None:
-    with attached(mmc) as sr:
+def test_an_error_of_the_core_is_counted_and_said_once() -> None:
+    with build_scope(Neuropil(seed=1), ScopeSettings(size=SHAPE)) as scope, attached(scope.core) as sr:
         got = Listener(sr)
         for _ in range(2):
-            mmc.events.imageSnapped.emit("Camera")  # and there is no image
+            scope.core.events.imageSnapped.emit("Scan")  # and there is no image
         assert sr._watches[0].errors == 2
-        mmc.snap()
+        scope.core.snap()
         got.next("snap")
     assert sr.report is not None
     assert len(sr.report.warnings) == 1
