@@ -86,6 +86,7 @@ class LiveWatch:
 
     Attributes
     ----------
+    core : CMMCorePlus
     errors : int
         How often the core refused to be looked at: its camera was reset, unloaded, or not ready.
     """
@@ -102,7 +103,7 @@ class LiveWatch:
     ) -> None:
         self.errors = 0
         self._noted: set[str] = set()
-        self._core = core
+        self.core = core
         self._number = number
         self._offer = offer
         self._wanted = wanted
@@ -135,7 +136,7 @@ class LiveWatch:
         # A daemon thread that comes back from C++ while the interpreter ends takes the process down with it.
         atexit.register(self.stop)
         with self._harmlessly():
-            if self._core.isSequenceRunning():
+            if self.core.isSequenceRunning():
                 self._on_started()
 
     def stop(self) -> None:
@@ -226,11 +227,11 @@ class LiveWatch:
 
     def _acquiring(self) -> bool:
         """Whether an MDA exposes now; one that is paused leaves the camera to the operator."""
-        mda = self._core.mda
+        mda = self.core.mda
         return mda.is_running() and not mda.is_paused()
 
     def _begin(self) -> _Stream:
-        core = self._core
+        core = self.core
         camera = core.getCameraDevice()
         return _Stream(
             camera=camera,
@@ -240,17 +241,17 @@ class LiveWatch:
 
     def _is_python(self, camera: str) -> bool:
         """A camera of UniMMCore: its images are arrays, of their own size."""
-        is_python = getattr(self._core, "isPyDevice", None)
+        is_python = getattr(self.core, "isPyDevice", None)
         return is_python is not None and bool(is_python(camera))
 
     def _size(self) -> tuple[int, int, int]:
         """(Y, X, bytes per pixel) that pymmcore would give an image now."""
-        core = self._core
+        core = self.core
         return core.getImageHeight(), core.getImageWidth(), core.getBytesPerPixel()
 
     def _read_snap(self) -> list[Shot]:
         now = time.monotonic_ns()
-        core = self._core
+        core = self.core
         shared = self._is_python(core.getCameraDevice())  # with who snapped, and may change it
         shots = []
         for channel in range(core.getNumberOfCameraChannels()):
@@ -326,13 +327,13 @@ class LiveWatch:
 
         Asked before a peek, not under its lock: the answer waits while another thread uses the camera.
         """
-        if self._acquiring() or self._core.getCameraDevice() != stream.camera:
+        if self._acquiring() or self.core.getCameraDevice() != stream.camera:
             return False
         return stream.size is None or self._size() == stream.size
 
     def _peek(self, stream: _Stream) -> list[Image]:
         """The newest image of each physical camera, where it was not seen before."""
-        core = self._core
+        core = self.core
         new: dict[str, Image] = {}
         seen: set[str] = set()
         with self._peeking:
@@ -374,7 +375,7 @@ class LiveWatch:
         except InputError as e:
             self._warn(f"what {camera} shows is not super-resolved: {e}")
             return []
-        meta: dict[str, Any] = {**frame_metadata(self._core, camera_device=camera)}
+        meta: dict[str, Any] = {**frame_metadata(self.core, camera_device=camera)}
         event = self._event_of(meta["exposure_ms"])
         meta["mda_event"] = event
         if tags:
@@ -382,8 +383,8 @@ class LiveWatch:
         return [Shot(kind, (self._number, camera), fit, event, meta, captured_ns)]
 
     def _event_of(self, exposure_ms: float) -> MDAEvent:
-        group = self._core.getChannelGroup()
-        config = self._core.getCurrentConfigFromCache(group) if group else ""
+        group = self.core.getChannelGroup()
+        config = self.core.getCurrentConfigFromCache(group) if group else ""
         key = (group, config, exposure_ms)
         if self._event is None or self._event[0] != key:
             told: dict[str, Any] = {"channel": {"group": group, "config": config}} if config else {}
@@ -396,7 +397,7 @@ class LiveWatch:
         """The stage's position, read again at once or when it is due."""
         if now or time.monotonic() >= self._position_due:
             with self._harmlessly():
-                meta = frame_metadata(self._core, include_position=True)
+                meta = frame_metadata(self.core, include_position=True)
                 self._position = {**meta.get("position", {})}
             self._position_due = time.monotonic() + POSITION_S
         return self._position

@@ -254,7 +254,7 @@ class LiveSR:
         ):
             signal.connect(slot)
             self._attached.append((signal, slot))
-        if live and core not in self._cores[:-1]:
+        if live and all(watch.core is not core for watch in self._watches):
             self._watch_live(core)
 
     def _watch_live(self, core: CMMCorePlus) -> None:
@@ -594,7 +594,9 @@ class LiveSR:
         if status.state == "refused":
             self._alarm(f"server {status.address}: {status.detail}")
         elif status.state == "away":
-            self._warn(f"server {status.address}: {status.detail}; raw is stored, frames are finished later")
+            live = self._lane.raw_rate.recent()
+            what = "the live view stands still" if live else "raw is stored, frames are finished later"
+            self._warn(f"server {status.address}: {status.detail}; {what}")
         log.info("server %s: %s, %s", status.address, status.state, status.detail)
 
     def _wake_links(self) -> None:

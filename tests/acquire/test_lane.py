@@ -96,6 +96,15 @@ def test_given_back_by_the_server(
     assert rig.take() == (seq if waits else other)
 
 
+def test_a_frame_that_no_server_can_restore_has_failed() -> None:
+    rig = Rig()
+    seq = rig.put()
+    rig.take()
+    rig.lane.fail(seq)
+    rig.lane.fail(seq)
+    assert (rig.counts().failed, rig.counts().acquired) == (1, 1)
+
+
 def test_a_server_without_room_is_not_asked_again_at_once() -> None:
     rig = Rig()
     seq = rig.put("snap")
