@@ -69,6 +69,10 @@ class Frame:
         Their positions along that axis, ``{"t": (3, 4, 5)}``; None when it stands for itself alone.
     kind : {"sequence", "live", "snap"}
         Live frames and snaps are shown and never saved; a live frame is worth nothing once there is a newer.
+    channel : str
+        Name of its channel, by which a model may be chosen for it.
+    model_sha256 : str
+        The model that shall restore it; empty: the first that a server offers.
     """
 
     seq: int
@@ -77,6 +81,8 @@ class Frame:
     stack: tuple[Pixels, ...] = ()
     used: Mapping[str, tuple[int, ...]] | None = None
     kind: FrameKind = "sequence"
+    channel: str = ""
+    model_sha256: str = ""
 
     @property
     def planes(self) -> int:
@@ -110,6 +116,8 @@ class Restored:
         As in :class:`Frame`.
     kind : {"sequence", "live", "snap"}
         As in :class:`Frame`.
+    frames : int
+        How many frames its model sees at once.
     """
 
     seq: int
@@ -122,6 +130,7 @@ class Restored:
     round_trip_ms: float
     used: Mapping[str, tuple[int, ...]] | None = None
     kind: FrameKind = "sequence"
+    frames: int = 1
 
 
 State = Literal["queued", "in_flight", "deferred", "returned", "failed"]

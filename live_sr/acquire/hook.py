@@ -17,13 +17,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from psygnal import SignalInstance
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pymmcore_plus import CMMCorePlus
     from useq import MDAEvent, MDASequence
 
+    from live_sr.acquire.listeners import Events
+
 log = logging.getLogger("live_sr")
+FIRST = 1_000_000  # priority of our slots; others have 0 unless they ask for more
+QT_BINDINGS = ("PySide6", "PyQt6", "PySide2", "PyQt5")
 ANNOUNCED = 8  # latest runs remembered; one for each core that feeds the same session would do
 
 
@@ -34,6 +39,7 @@ class RunStarted:
     hook: Hook
     sequence: MDASequence
     prepared: Any  # what the session made of it before the first exposure
+    meta: dict[str, Any] = field(default_factory=dict)  # the summary metadata
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,6 +117,8 @@ class Hook:
         ``() -> core or None``: whose run this is, asked when it begins.
     prepare : callable
         ``(core, sequence, meta) -> prepared``: the checks before the first exposure. Must not raise.
+    events : Events, optional
+        Whose listeners are told what the microscope does.
 
     Attributes
     ----------
@@ -127,6 +135,7 @@ class Hook:
         intake: Intake,
         find_core: Callable[[], CMMCorePlus | None],
         prepare: Callable[[CMMCorePlus | None, MDASequence, dict[str, Any]], Any],
+        events: Events | None = None,
     ) -> None:
         self.delivering = False
         self.core: CMMCorePlus | None = None
@@ -134,6 +143,7 @@ class Hook:
         self._intake = intake
         self._find_core = find_core
         self._prepare = prepare
+        self._events = events
         self._canceled = False
 
     def sequenceStarted(self, sequence: MDASequence, meta: dict[str, Any]) -> None:
@@ -145,7 +155,7 @@ class Hook:
         self.core = self._find_core()
         self.thread = threading.current_thread()
         self.delivering = True
-        self._intake.queue.put(RunStarted(self, sequence, self._prepare(self.core, sequence, meta)))
+        self._intake.queue.put(RunStarted(self, sequence, self._prepare(self.core, sequence, meta), meta))
 
     def frameReady(self, img: NDArray[np.generic], event: MDAEvent, meta: dict[str, Any]) -> None:
         """Stamp, hand over, return."""
@@ -170,6 +180,21 @@ class Hook:
         reason = getattr(self.core.mda.status.finish_reason, "value", "") if self.core is not None else ""
         self.end("canceled" if self._canceled else str(reason or ""))
 
+    def sequencePauseToggled(self, paused: bool) -> None:
+        """Forwarded to the session's own listeners."""
+        if self.delivering and self._events is not None:
+            self._events.sequencePauseToggled.emit(paused)
+
+    def awaitingEvent(self, event: MDAEvent, remaining_s: float) -> None:
+        """Forwarded to the session's own listeners."""
+        if self.delivering and self._events is not None:
+            self._events.awaitingEvent.emit(event, remaining_s)
+
+    def eventStarted(self, event: MDAEvent) -> None:
+        """Forwarded to the session's own listeners."""
+        if self.delivering and self._events is not None:
+            self._events.eventStarted.emit(event)
+
     def end(self, reason: str) -> None:
         """End the run that comes in here, if there is one."""
         if self.delivering:
@@ -187,6 +212,23 @@ class Hook:
         except MemoryError:
             self._intake.release(img.nbytes)
             return None
+
+
+def connect(signal: Any, slot: Callable[..., Any]) -> None:
+    """Have `slot` called first, and on the thread that emits, whatever the signal back end.
+
+    Slots of psygnal that come after one that raises are not called at all. A Qt signal that is emitted on the
+    thread of the run would be queued for the thread that made the core: frames would wait for its event loop,
+    for ever while that thread waits for the run.
+    """
+    if isinstance(signal, SignalInstance):
+        signal.connect(slot, priority=FIRST)
+    elif type(signal).__module__.partition(".")[0] in QT_BINDINGS:
+        from qtpy.QtCore import Qt
+
+        signal.connect(slot, Qt.ConnectionType.DirectConnection)
+    else:
+        signal.connect(slot)
 
 
 def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:

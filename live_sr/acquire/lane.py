@@ -107,8 +107,14 @@ class LiveLane:
             self._ledger.move("queued", "in_flight")
             planes = self._planes()
         self._taken()
-        stack = (shot.pixels,) * planes if planes > 1 else ()
-        return Frame(seq, shot.pixels, shot.captured_ns, stack, kind=shot.kind)
+        return Frame(
+            seq,
+            shot.pixels,
+            shot.captured_ns,
+            stack=(shot.pixels,) * planes if planes > 1 else (),
+            kind=shot.kind,
+            channel=shot.event.channel.config if shot.event.channel is not None else "",
+        )
 
     def give_back(self, seq: int) -> None:
         """The server had no room, or went: a live frame is superseded, a snap waits again unless overtaken."""

@@ -26,10 +26,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from psygnal import SignalInstance
 from pymmcore_plus.metadata import frame_metadata
 from useq import MDAEvent
 
+from live_sr.acquire.hook import connect
 from live_sr.acquire.lane import FRESH_S, Shot
 from live_sr.errors import InputError
 from live_sr.frame import check_pixels
@@ -131,7 +131,8 @@ class LiveWatch:
     def start(self) -> None:
         """Begin; a stream that runs already is joined."""
         for signal, slot in self._slots:
-            _connect(signal, slot)
+            # pymmcore-plus wraps two signals, which once had more arguments
+            connect(getattr(signal, "_signal", signal), slot)
         self._thread.start()
         # A daemon thread that comes back from C++ while the interpreter ends takes the process down with it.
         atexit.register(self.stop)
@@ -407,17 +408,3 @@ def _fits(pixels: NDArray[Any], tags: dict[str, Any]) -> bool:
     """Whether the shape is the one that the image was acquired with."""
     y, x = pixels.shape[:2]
     return (int(tags.get("Height") or y), int(tags.get("Width") or x)) == (y, x)
-
-
-def _connect(signal: PSignalInstance, slot: Callable[..., None]) -> None:
-    """Have `slot` called by the thread that emits, also where Qt would call it later on another."""
-    if isinstance(signal, SignalInstance):
-        signal.connect(slot)
-        return
-    inner = getattr(signal, "_signal", signal)  # pymmcore-plus wraps two signals that once had more arguments
-    if isinstance(inner, SignalInstance):
-        inner.connect(slot)
-        return
-    from qtpy.QtCore import Qt
-
-    inner.connect(slot, Qt.ConnectionType.DirectConnection)

@@ -14,8 +14,10 @@ import sys
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -24,12 +26,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from live_sr.acquire import preflight
+from live_sr.acquire.choice import Choice, Choosing
+from live_sr.acquire.conduct import Conductor
+from live_sr.acquire.control import Control, obey
 from live_sr.acquire.custody import Custody, RawReport
 from live_sr.acquire.gather import Gathered, Gatherer
-from live_sr.acquire.hook import FrameTaken, Hook, Intake, RunFinished, RunStarted
+from live_sr.acquire.hook import FrameTaken, Hook, Intake, RunFinished, RunStarted, connect
 from live_sr.acquire.lane import LiveLane, Shot
 from live_sr.acquire.listeners import Events, Resequencer
 from live_sr.acquire.live import LiveWatch
+from live_sr.acquire.mda_view import MDAView
 from live_sr.acquire.outbox import Outbox
 from live_sr.acquire.plan import Plan, plan_frame, plan_run
 from live_sr.acquire.raw import check_raw_path, open_raw, sink_path
@@ -38,6 +44,7 @@ from live_sr.acquire.report import RunReport, SessionReport
 from live_sr.acquire.run import Run
 from live_sr.acquire.spool import Spool
 from live_sr.client.feed import (
+    ControlStatus,
     Feed,
     FeedStatus,
     FrameInfo,
@@ -46,13 +53,16 @@ from live_sr.client.feed import (
     ServerStatus,
     StageUm,
 )
-from live_sr.client.link import Link, why_not_mixed
+from live_sr.client.link import Link
 from live_sr.config import DEFAULT_ADDRESS
 from live_sr.errors import InputError, LiveSRError, StoreError
 from live_sr.frame import Counts, Frame, Ledger, Pixels, Restored, check_pixels
 from live_sr.timing import Durations, Rate
+from live_sr.upscaler import pixel_size_doubt
+from live_sr.wire.commands import COMMANDS
 from live_sr.wire.messages import ModelInfo
 from live_sr.wire.security import check_address
+from live_sr.wire.token import control_token
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -65,6 +75,7 @@ log = logging.getLogger("live_sr")
 INTAKE_BYTES = 512 * 2**20  # between camera and intake thread: seconds of a fast camera
 RESULT_BYTES = 256 * 2**20  # results waiting to be written
 STATUS_S = 0.25
+SETTLED_S = 1.0  # for the intake thread to take in what waits
 GIVE_UP_S = 10.0  # without any server at the end of a run; a restart takes less
 STALLED_S = 600.0  # a server is there, but nothing comes back: the largest frame takes a CPU a minute or two
 CANCEL_S = 10.0  # for pymmcore-plus to end a run that was cancelled because the program failed
@@ -84,14 +95,23 @@ class LiveSR:
         One or several servers, ``tcp://HOST:PORT`` or ``ipc://PATH``.
     save : path, optional
         OME-Zarr to write the super-resolved frames to. A second run of the session goes to ``NAME-2``, and so
-        on; nothing is ever overwritten.
+        on; nothing is ever overwritten. With an ``.ome.tiff`` frames go to an OME-Zarr of that name, which is
+        converted at the end of a run, in the order of its axes; it is removed when the OME-TIFF was read back
+        and every frame is in it, and stays otherwise. A process that is killed leaves the OME-Zarr:
+        ``live-sr enhance x.ome.zarr x.ome.tiff`` converts it.
     raw : path, optional
         Where the raw data of the first run go, when the core cannot be asked: they are written by other means
         than ``run_mda(output=...)``, or by a core that is neither attached nor ``CMMCorePlus.instance()``.
     model : str, optional
-        Model to ask for; by default what the server holds.
+        Model to begin with; by default the server's first. See :meth:`choose`.
     view : str, optional
         Address to publish frames for ``live-sr view`` on.
+    control : str, optional
+        Address to take an operator's commands on, of this machine only, for example ``tcp://127.0.0.1:*``. Who
+        sends them must have this user's token, as ``live-sr view`` of the same user has
+        (:mod:`live_sr.wire.token`).
+    allow : sequence of {"choose", "sr", "pause", "cancel", "start"}
+        The commands that are taken.
     on_raw_failure : {"cancel", "continue"}
         What to do when the raw data cannot be written: end the acquisition, so that no dose is spent on what
         cannot be stored, or go on with our copy of the pixels alone. An alarm is raised in both cases.
@@ -111,7 +131,7 @@ class LiveSR:
     InputError
         When `save` or `raw` has an ending that cannot be written or read.
     ConfigError
-        For an address that is none.
+        For an address that is none, or for `control` without a token or in use.
 
     Examples
     --------
@@ -129,6 +149,8 @@ class LiveSR:
         raw: str | Path | None = None,
         model: str = "",
         view: str | None = None,
+        control: str | None = None,
+        allow: Sequence[str] = COMMANDS,
         on_raw_failure: OnRawFailure = "cancel",
         ordered: bool = False,
         give_up_s: float = GIVE_UP_S,
@@ -138,13 +160,17 @@ class LiveSR:
         self.session = uuid.uuid4().hex
         self.events = Events()
         self.report: SessionReport | None = None
-        self._save = Path(save).expanduser() if save is not None else None
-        if self._save is not None:
-            if not self._save.name.endswith(".zarr"):
-                raise InputError(
-                    f"save={str(self._save)!r} must end in .ome.zarr: super-resolved frames go to OME-Zarr"
-                )
-            preflight.refuse_existing_volume(self._save)
+        self._save: Path | None = None
+        self._tiff = ""  # ending of the OME-TIFF that it becomes
+        if save is not None:
+            self._save, self._tiff = preflight.save_as(Path(save).expanduser())
+        if self._tiff:
+            log.warning(
+                "super-resolved frames go to %s, which becomes %s at the end of the run: a process that is "
+                "killed leaves the former, `live-sr enhance` converts it",
+                self._save,
+                save,
+            )
         self._raw = check_raw_path(Path(raw).expanduser()) if raw is not None else None
         addresses = [address] if isinstance(address, str) else list(address)
         for each in addresses:
@@ -161,17 +187,32 @@ class LiveSR:
         self._results_bytes = _Tally()
         self._lane = LiveLane(self._ledger, planes=self._planes, taken=self._wake_watches)
         self._watches: list[LiveWatch] = []
+        self._delivering = threading.Lock()  # held while one of them is dealt with
         self._outbox = Outbox(
             self._ledger,
             fetch=self._fetch,
             lost=self._lose,
             deferring=self._records.defer,
             room=lambda: self._results_bytes.value <= RESULT_BYTES,
-            beside=self._lane.take,
+            beside=self._take_live,
         )
-        self._feed = Feed(view) if view is not None else None
+        self._choice = Choice()
+        self._conductor = Conductor(self._known_cores)
+        self._control: Control | None = None
+        if control is not None:
+            obeyed = partial(obey, self, self._conductor)
+            self._control = Control(control, token=control_token(), allow=allow, obey=obeyed)
+        try:
+            self._feed = Feed(view) if view is not None else None
+        except LiveSRError:
+            if self._control is not None:
+                self._control.stop()
+            raise
+        chosen = Choosing(self._outbox, self._choice)
         self._links = [
-            Link(a, session=self.session, source=self._outbox, sink=self, accept=self._accept, model=model)
+            Link(
+                a, session=self.session, source=chosen, sink=self, accept=partial(self._accept, a), model=model
+            )
             for a in addresses
         ]
         self._order = Resequencer() if ordered else None
@@ -184,16 +225,20 @@ class LiveSR:
         self._said = threading.Lock()
         self._alarms: list[str] = []
         self._warnings: list[str] = []
-        self._model: ModelInfo | None = None
+        self._model: ModelInfo | None = None  # the first; those chosen later see as many frames
         self._model_lock = threading.Lock()
+        self._frames_by_model: Counter[str] = Counter()
+        self._sr_on = True
+        self._sr_lock = threading.Lock()
 
         self._attached: list[tuple[Any, Callable[..., Any]]] = []  # (signal, slot)
         self._cores: list[CMMCorePlus] = []
-        self._output_hook = Hook(self._intake, self._core_of_output, self._prepare)
+        self._output_hook = Hook(self._intake, self._core_of_output, self._prepare, self.events)
         self._hooks = [self._output_hook]  # psygnal holds bound methods weakly
         # The methods by which pymmcore-plus recognises an output object; same body as an attached hook.
         self.sequenceStarted = self._output_hook.sequenceStarted
         self.frameReady = self._output_hook.frameReady
+        self.sequencePauseToggled = self._output_hook.sequencePauseToggled
         self.sequenceCanceled = self._output_hook.sequenceCanceled
         self.sequenceFinished = self._output_hook.sequenceFinished
 
@@ -212,6 +257,8 @@ class LiveSR:
         for link in self._links:
             link.start()
         self._outbox.start(self._wake_links)
+        if self._control is not None:
+            self._control.start()
 
     # ---------------------------------------------------------------- for the user
 
@@ -221,7 +268,7 @@ class LiveSR:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None or self._closed:
+        if error is None:
             self.close()
             return
         try:
@@ -242,17 +289,20 @@ class LiveSR:
             camera's own sequences, and snaps. They are emitted and shown, and never saved; others who use the
             core lose nothing by it.
         """
-        hook = Hook(self._intake, lambda: core, self._prepare)
+        hook = Hook(self._intake, lambda: core, self._prepare, self.events)
         self._hooks.append(hook)
         self._cores.append(core)
         signals = core.mda.events
         for signal, slot in (
             (signals.sequenceStarted, hook.sequenceStarted),
             (signals.frameReady, hook.frameReady),
+            (signals.sequencePauseToggled, hook.sequencePauseToggled),
             (signals.sequenceCanceled, hook.sequenceCanceled),
             (signals.sequenceFinished, hook.sequenceFinished),
+            (signals.awaitingEvent, hook.awaitingEvent),
+            (signals.eventStarted, hook.eventStarted),
         ):
-            signal.connect(slot)
+            connect(signal, slot)
             self._attached.append((signal, slot))
         if live and all(watch.core is not core for watch in self._watches):
             self._watch_live(core)
@@ -278,6 +328,57 @@ class LiveSR:
         """Wait until a server is warm and accepted; False after `timeout` seconds."""
         deadline = time.monotonic() + timeout
         return any(link.wait_ready(max(0.0, deadline - time.monotonic())) for link in self._links)
+
+    def choose(self, model_id: str, channel: str = "") -> None:
+        """Restore frames with another model from the next one sent on; may be called at any time.
+
+        No frame is lost, and each says which model made it: in ``meta["live_sr"]``, the journal and the volume.
+
+        Parameters
+        ----------
+        model_id : str
+            Held by every server that is there, and of the same scale and neighbours as the first: a volume is
+            never a mixture of scales. Empty gives a named channel back to the model of the rest.
+        channel : str
+            Name of a channel; empty stands for every one that has not been named.
+
+        Raises
+        ------
+        InputError
+            When it cannot be used, with the reason.
+        """
+        model = self._choice.choose(model_id, channel)
+        log.info("%s restores %s", model.id, channel or "all channels that are not named")
+        for run in self._runs[-1:]:
+            if doubt := pixel_size_doubt(model.id, model.pixel_size_um, run.plan.pixel_size_um):
+                self._warn(doubt)
+
+    def super_resolve(self, on: bool) -> None:
+        """Switch super-resolution off and on; may be called at any time.
+
+        While it is off, frames are stored and shown raw. They are super-resolved when it is switched on again,
+        or when the running sequence has ended.
+        """
+        with self._sr_lock:
+            self._sr_on = on
+            self._hold_back()
+
+    def wait_for_start(self, timeout: float | None = None) -> bool:
+        """Wait until the operator presses Start; False after `timeout` seconds, and when the session closes.
+
+        Raises
+        ------
+        InputError
+            When this session takes no such command.
+        """
+        if self._control is None or "start" not in self._control.allowed:
+            raise InputError('nobody could start this session: give it control="tcp://127.0.0.1:*" and "start"')
+        return self._conductor.wait_for_start(timeout)
+
+    @property
+    def control_address(self) -> str | None:
+        """Where an operator's commands are taken."""
+        return self._control.address if self._control is not None else None
 
     def preflight(
         self, sequence: MDASequence, core: CMMCorePlus, *, raw: str | Path | None = None, timeout: float = 5.0
@@ -311,10 +412,41 @@ class LiveSR:
             raise StoreError(problem)
         return self._doubts(plan, raw_path)
 
+    def mda_view(self) -> MDAView | None:
+        """Array-like view of the super-resolved frames of the latest run, as ``core.mda.get_view()`` of raw.
+
+        It goes by what is saved; where nothing is, by the newest frames, of which 512 MB are kept in memory.
+        None before there is a run, or as long as no server has said by how much it scales.
+        """
+        frames = self._runs[-1].seen if self._runs else None
+        return MDAView(frames) if frames is not None else None
+
     @property
     def counts(self) -> Counts:
         """The ledger, now."""
         return self._ledger.sample()
+
+    @property
+    def canceling(self) -> bool:
+        """Whether an attached core ends its run.
+
+        Raises
+        ------
+        InputError
+            When none is attached.
+        """
+        if not self._cores:
+            raise InputError("the session is attached to no core: call sr.attach(core) before the run")
+        return any(core.mda.status.phase == "finishing" for core in self._cores)
+
+    def is_settled(self) -> bool:
+        """Whether every frame so far is back, or failed, and all listeners are done with it."""
+        taken_in = threading.Event()
+        self._intake.queue.put(taken_in)
+        if not taken_in.wait(SETTLED_S) or not self._ledger.sample().settled:
+            return False
+        with self._delivering:  # the last frame is counted before it is emitted
+            return self.events.frameReady.idle
 
     @property
     def alarms(self) -> list[str]:
@@ -382,7 +514,8 @@ class LiveSR:
         return plan, raw_path
 
     def _doubts(self, plan: Plan, raw_path: Path | None) -> list[str]:
-        found = preflight.doubts(plan, self._model, [link.status for link in self._links])
+        models = {model.sha256: model for model in self._choice.chosen.values()}
+        found = preflight.doubts(plan, list(models.values()), [link.status for link in self._links])
         scale = self._model.scale if self._model is not None else 1
         if problem := preflight.all_has_no_room(plan, raw_path, self._save, scale):
             found.append(f"if super-resolved data do not compress: {problem}")
@@ -421,11 +554,13 @@ class LiveSR:
     def _start_run(self, started: RunStarted) -> None:
         plan, _ = started.prepared
         self._coming_in[started.hook] = started if plan is None else self._new_run(started, plan)
+        with self._sr_lock:
+            self._hold_back()
 
     def _new_run(self, started: RunStarted, plan: Plan) -> Run:
         raw_path: Path | None = started.prepared[1]
         number = len(self._runs) + 1
-        target = preflight.numbered(self._save, number) if self._save is not None else None
+        target = preflight.numbered(self._save, number, self._tiff) if self._save is not None else None
         core = started.hook.core
 
         def raw_alarm(text: str) -> None:
@@ -453,10 +588,16 @@ class LiveSR:
             gatherer=Gatherer(plan, release=custody.release),
             raw_path=raw_path,
             target=target,
+            tiff=preflight.tiff_of(target, self._tiff) if target is not None and self._tiff else None,
+            summary=started.meta,
         )
+        for earlier in self._runs:
+            if earlier.seen is not None:
+                earlier.seen.release()
         self._runs.append(run)  # before the model is looked at: whoever learns of it later tells every run
         if (model := self._model) is not None:
             run.gatherer.learn(model.frames, model.neighbours)
+            run.begin(self.events, model)
         return run
 
     def _take_frame(self, taken: FrameTaken) -> None:
@@ -477,6 +618,7 @@ class LiveSR:
             record = Record(run, n, place, taken.event, taken.meta, crc, taken.captured_ns)
             self._records.put(seq, record)
             run.acquired += 1
+            run.last_seq = seq
         except Exception as e:  # whatever it was, the frame is counted
             log.exception("live-sr could not take in frame %d", seq)
             self._ledger.move("queued", "failed")
@@ -501,7 +643,8 @@ class LiveSR:
         if run.gatherer.axis is not None:
             self._look_ahead.add(gathered.waited_ms)
         if gathered.frame is not None:
-            self._outbox.put(gathered.frame)
+            channel = _channel(self._records.get(gathered.seq))
+            self._outbox.put(replace(gathered.frame, channel=channel))
         else:
             self._ledger.move("queued", "deferred")
             self._records.defer(gathered.seq)
@@ -520,8 +663,14 @@ class LiveSR:
             if finished.reason == "completed" and run.plan.n_frames is not None:
                 self._ledger.tally("skipped", max(0, run.plan.n_frames - run.acquired))
             self._results.put(run)
+        with self._sr_lock:
+            self._hold_back()
         with self._run_ended:
             self._run_ended.notify_all()
+
+    def _hold_back(self) -> None:
+        """Whether frames are sent at present; called with the lock of the switch held."""
+        self._outbox.hold_back(not self._sr_on and bool(self._coming_in))
 
     # ---------------------------------------------------------------- threads of the live watches
 
@@ -533,11 +682,14 @@ class LiveSR:
             self._feed.show_raw(self._view_of(seq, shot), shot.pixels)
         self._wake_links()
 
+    def _take_live(self) -> Frame | None:
+        return self._lane.take() if self._sr_on else None
+
     def _end_live(self) -> None:
-        """Nobody waits for a live frame any more; a snap is still finished."""
+        """Nobody waits for a live frame any more; a snap is still finished, unless nothing is to be sent."""
         for watch in self._watches:
             watch.stop()
-        self._lane.dismiss(snaps=False)
+        self._lane.dismiss(snaps=not self._sr_on)
 
     # ---------------------------------------------------------------- outbox's thread
 
@@ -547,7 +699,7 @@ class LiveSR:
         pixels = fetch(record.n, record.place, record.crc)
         if pixels is None:
             return None
-        frame = Frame(seq=seq, pixels=pixels, captured_ns=record.captured_ns)
+        frame = Frame(seq=seq, pixels=pixels, captured_ns=record.captured_ns, channel=_channel(record))
         return record.run.gatherer.with_neighbours(frame, record.n, record.place, fetch)
 
     def _lose(self, seq: int, reason: str) -> None:
@@ -556,14 +708,15 @@ class LiveSR:
 
     # ---------------------------------------------------------------- links' threads
 
-    def _accept(self, model: ModelInfo) -> str | None:
+    def _accept(self, address: str, models: tuple[ModelInfo, ...]) -> str | None:
         with self._model_lock:
-            if self._model is not None:
-                return why_not_mixed(self._model, model)
-            self._model = model
-            for run in list(self._runs):
-                run.gatherer.learn(model.frames, model.neighbours)
-            return None
+            why_not = self._choice.accept(address, models)
+            if why_not is None and self._model is None:
+                self._model = models[0]
+                for run in list(self._runs):
+                    run.gatherer.learn(self._model.frames, self._model.neighbours)
+                    run.begin(self.events, self._model)
+            return why_not
 
     def returned(self, result: Restored) -> None:
         """A frame came back (called by a link)."""
@@ -591,6 +744,8 @@ class LiveSR:
     def link_changed(self, link: Link) -> None:
         """A server came, went or refused (called by a link)."""
         status = link.status
+        if status.state in ("away", "stopped"):
+            self._choice.gone(status.address)
         if status.state == "refused":
             self._alarm(f"server {status.address}: {status.detail}")
         elif status.state == "away":
@@ -612,20 +767,24 @@ class LiveSR:
     def _deliver_all(self) -> None:
         while (item := self._results.get()) is not None:
             try:
-                if isinstance(item, Restored):
-                    self._deliver(item)
-                elif isinstance(item, Run):
-                    item.finished = True
-                    self._finish_if_settled(item)
-                elif isinstance(item, int):
-                    assert self._order is not None
-                    self._order.add(item, None)  # a live frame: nothing waits for it
-                else:
-                    self._note_lost(item)
+                with self._delivering:
+                    self._deliver_one(item)
             except Exception:
                 # The top of a thread: what shows a frame may fail, the frames after it are delivered.
                 log.exception("live-sr could not deliver a result")
                 self._alarm("live-sr could not deliver a result: see the log")
+
+    def _deliver_one(self, item: Restored | _Lost | Run | int) -> None:
+        if isinstance(item, Restored):
+            self._deliver(item)
+        elif isinstance(item, int):
+            assert self._order is not None
+            self._order.add(item, None)  # a live frame: nothing waits for it
+        elif isinstance(item, Run):
+            item.finished = True
+            self._finish_if_settled(item)
+        else:
+            self._note_lost(item)
 
     def _deliver(self, result: Restored) -> None:
         left = self._results_bytes.add(-result.pixels.nbytes)
@@ -647,11 +806,14 @@ class LiveSR:
         run.gatherer.settle(record.n, record.place, restored=True)
         self._ledger.move("in_flight", "failed" if saved is False else "returned")
         self._sr_rate.tick()
+        self._frames_by_model[result.model] += 1
         self._latency.add(latency_ms)
         if not record.deferred:
             self._live_latency.add(latency_ms)
         run.settled += 1
         run.deferred += record.deferred
+        if saved is not False and run.seen is not None:
+            run.seen.add(record.place, result.pixels)
         try:
             self._show(result, record, latency_ms, (lambda: run.read_back(record)) if saved else None)
         finally:
@@ -665,7 +827,8 @@ class LiveSR:
         read_back: Callable[[], Pixels] | None = None,
     ) -> None:
         if self._feed is not None:
-            self._feed.show_pair(self._view_of(result.seq, record, latency_ms), result.raw, result.pixels)
+            info = self._view_of(result.seq, record, latency_ms, model=result.model)
+            self._feed.show_pair(info, result.raw, result.pixels)
         if len(self.events.frameReady):
             self._emit(result, record, latency_ms, read_back)
 
@@ -692,8 +855,6 @@ class LiveSR:
         latency_ms: float,
         read_back: Callable[[], Pixels] | None,
     ) -> None:
-        model = self._model
-        assert model is not None, "frames come back from servers whose model was accepted"
         pixel_size_um = float(record.meta.get("pixel_size_um") or 0.0)
         meta = {
             **record.meta,
@@ -708,8 +869,8 @@ class LiveSR:
                 "latency_ms": latency_ms,
                 "server_ms": result.server_ms,
                 "deferred": record.deferred,
-                "frames": model.frames,
-                "look_ahead": model.look_ahead,
+                "frames": result.frames,
+                "look_ahead": result.frames // 2,
                 "used": dict(result.used) if result.used is not None else None,
             },
         }
@@ -774,7 +935,7 @@ class LiveSR:
         except Exception as e:
             if not isinstance(e, LiveSRError):
                 log.exception("live-sr could not close %s", run.target)
-            self._alarm(f"super-resolved volume {run.target} could not be closed: {e}")
+            self._alarm(f"super-resolved data could not be closed: {e}")
             closed = False
         self._run_reports.append(
             RunReport(
@@ -784,10 +945,13 @@ class LiveSR:
                 failed=run.failed,
                 failures=tuple(run.reasons),
                 raw=raw,
-                sr_path=str(run.target) if run.store is not None else None,
+                sr_path=str(run.saved_as) if run.store is not None else None,
                 sr_complete=closed and run.failed == 0,
             )
         )
+        if self._order is not None:
+            self._order.wait_past(run.last_seq)
+        run.end(self.events, self._model)
 
     # ---------------------------------------------------------------- closing (caller's thread)
 
@@ -873,6 +1037,8 @@ class LiveSR:
 
     def _abandon(self) -> None:
         """The user's program failed: stop exposing the sample, keep what there is, and close."""
+        if self._closed:
+            return
         try:
             self._wait_for_end_of_run(CANCEL_S, cancel=True)
         finally:
@@ -880,6 +1046,9 @@ class LiveSR:
 
     def _shut_down(self) -> None:
         self._closed = self._intake.closed = True
+        if self._control is not None:
+            self._control.stop()
+        self._conductor.close()
         self._end_live()
         for signal, slot in self._attached:
             try:
@@ -910,7 +1079,7 @@ class LiveSR:
             self._finish_soon(run)
         for thread in self._finishing:
             thread.join()
-        for problem in self.events.frameReady.close():
+        for problem in self.events.close():
             self._warn(problem)
         self.report = self._make_report()
         self._stop_watching.set()
@@ -935,6 +1104,7 @@ class LiveSR:
             model=self._model,
             alarms=alarms,
             warnings=warnings,
+            frames_by_model=dict(self._frames_by_model),
         )
 
     # ---------------------------------------------------------------- what the operator is told
@@ -973,18 +1143,21 @@ class LiveSR:
                     )
                 )
 
-    def _view_of(self, seq: int, record: Record | Shot, latency_ms: float | None = None) -> FrameInfo:
-        model = self._model
-        channel = record.event.channel
+    def _view_of(
+        self, seq: int, record: Record | Shot, latency_ms: float | None = None, *, model: str = ""
+    ) -> FrameInfo:
+        """`model` has restored it; before that, the one chosen for its channel is named."""
+        channel = _channel(record)
+        will = self._choice.of(channel)
         return FrameInfo(
             session=self.session,
             seq=seq,
             index=dict(record.event.index),
             captured_ns=record.captured_ns,
             pixel_size_um=float(record.meta.get("pixel_size_um") or 0.0),
-            scale=model.scale if model is not None else 1,
-            model=model.id if model is not None else "",
-            channel=channel.config if channel is not None else "",
+            scale=will.scale if will is not None else 1,
+            model=model or (will.id if will is not None else ""),
+            channel=channel,
             deferred=record.deferred,
             latency_ms=latency_ms,
             kind=record.kind,
@@ -996,6 +1169,8 @@ class LiveSR:
         servers = [link.status for link in self._links]
         best = next((s for s in servers if s.state == "ready"), servers[0])
         latency = self._lane.latency if self._lane.sr_rate.recent() else self._live_latency
+        model = self._choice.of("") or best.model
+        model = next((m for m in best.models if model is not None and m.sha256 == model.sha256), model)
         full = max(self._outbox.fullness, self._intake.waiting_bytes / INTAKE_BYTES)
         return FeedStatus(
             session=self.session,
@@ -1007,13 +1182,21 @@ class LiveSR:
             server=ServerStatus(
                 state=best.state,
                 detail=best.detail,
-                model=best.model.id if best.model else "",
-                device=best.model.device if best.model else "",
-                precision=best.model.precision if best.model else "",
+                model=model.id if model else "",
+                device=model.device if model else "",
+                precision=model.precision if model else "",
             ),
             queue="full" if full >= 1 else "high" if full >= 0.75 else "ok",
             alarms=tuple(self.alarms),
             sequence=self._sequence_status(),
+            control=ControlStatus(
+                address=self.control_address or "",
+                allowed=self._control.allowed if self._control is not None else (),
+                models=self._choice.available,
+                chosen={channel: model.id for channel, model in self._choice.chosen.items()},
+                sr_on=self._sr_on,
+                start_awaited=self._conductor.start_awaited,
+            ),
         )
 
     def _sequence_status(self) -> SequenceStatus:
@@ -1025,7 +1208,7 @@ class LiveSR:
             axes={name: run.acquired if size is None else size for name, size in run.plan.order},
             channels=tuple(c.config for c in run.sequence.channels) if run.sequence is not None else (),
             raw_path=str(run.raw_path or ""),
-            sr_path=str(run.target or ""),
+            sr_path=str(run.saved_as or ""),
             state="idle" if run.ended else self._running_state(),
         )
 
@@ -1067,6 +1250,10 @@ def _unfit(pixels: NDArray[Any], plan: Plan) -> str | None:
         f"it is {pixels.shape} {pixels.dtype}, the sequence began with {plan.frame_shape} {plan.dtype}: "
         "start a new sequence after changing ROI, binning or pixel type"
     )
+
+
+def _channel(record: Record | Shot) -> str:
+    return record.event.channel.config if record.event.channel is not None else ""
 
 
 def _number(value: Any) -> float | None:

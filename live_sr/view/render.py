@@ -1,113 +1,32 @@
-"""Turns frames into images for the eye: contrast, 8 bits, encoding. Opens no socket, writes no file."""
+"""Turns 8-bit planes into images for the eye: encoding, labels, scale bars. Opens no socket, writes no file."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from live_sr.errors import InputError
-from live_sr.frame import Pixels
+from live_sr.view.contrast import Grey
 
-Grey = NDArray[np.uint8]
-"""(Y, X) uint8, as drawn."""
-
-PERCENTILES = (0.2, 99.8)  # charging spots and dead pixels do not set the contrast
-SAMPLE_SIDE = (
-    256  # pixels of each plane looked at per axis: 65 000 fix a percentile to a fraction of a grey level
-)
-SETTLE_S = 0.5  # the window follows the image this slowly, else the display flickers with the noise
-DEAD_BAND = 0.01  # of the window's width; smaller changes are not followed: nobody sees them
 JPEG_QUALITY = 90  # no block edges at fit-to-screen; exact pixels travel as PNG
 PNG_LEVEL = 1  # noise does not compress; higher levels only take longer
 MIN_PANEL = 512  # pixels; a smaller snapshot leaves no room for its labels
 
 
-class Window(NamedTuple):
-    """Grey values drawn black and white."""
-
-    low: float
-    high: float
-
-
-def grey_window(planes: Sequence[Pixels]) -> Window:
-    """Percentiles 0.2 and 99.8 of a decimated sample of all `planes` (Y, X) together."""
-    window = np.percentile(np.concatenate([_sample(p) for p in planes]), PERCENTILES)
-    return Window(float(window[0]), float(window[1]))
-
-
-def grey_range(planes: Sequence[Pixels]) -> Window:
-    """Lowest and highest value of the same sample: how far a contrast slider need reach."""
-    samples = np.concatenate([_sample(p) for p in planes])
-    return Window(float(samples.min()), float(samples.max()))
-
-
-def _sample(pixels: Pixels) -> NDArray[np.generic]:
-    rows, columns = (max(1, n // SAMPLE_SIDE) for n in pixels.shape)
-    return pixels[::rows, ::columns].ravel()
-
-
-class AutoWindow:
-    """A contrast window that follows the images without flicker. Not thread-safe."""
-
-    def __init__(self) -> None:
-        self._window: Window | None = None
-        self._at = -math.inf
-
-    def follow(self, target: Window, now_s: float) -> Window:
-        """Move towards `target`; at once when the image has become another one altogether.
-
-        Parameters
-        ----------
-        now_s : float
-            Time of this image in seconds. The longer ago the previous one, the further the window moves, so
-            that a slow scan is never drawn with the window of the frame before.
-        """
-        old = self._window
-        elapsed, self._at = now_s - self._at, now_s
-        if old is None or target.low >= old.high or target.high <= old.low:
-            self._window = target
-            return target
-        share = 1 - math.exp(-max(elapsed, 0.0) / SETTLE_S)
-        moved = Window(*(o + (t - o) * share for o, t in zip(old, target, strict=True)))
-        band = DEAD_BAND * (old.high - old.low)
-        if any(abs(t - o) > band for o, t in zip(old, target, strict=True)):
-            self._window = moved
-        return self._window or target
-
-
-def to_8bit(pixels: Pixels, window: Window) -> Grey:
-    """Map `pixels` (Y, X) so that the window spans 0 to 255, clipped outside.
-
-    Raises
-    ------
-    InputError
-        When a bound is not a number.
-    """
-    low, high = window
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise InputError(f"contrast from {low} to {high} is not a range: give two numbers")
-    values = np.arange(np.iinfo(pixels.dtype).max + 1, dtype=np.float64)
-    # A window narrower than one grey level is a step: everything above it is white.
-    table = np.rint(np.clip((values - low) / max(high - low, 1e-9), 0, 1) * 255).astype(np.uint8)
-    return table[pixels]
-
-
 Encoding = Literal["image/jpeg", "image/png"]
 
 
-def encode(grey: Grey, encoding: Encoding) -> bytes:
-    """Encode (Y, X) uint8: JPEG for the running view, PNG where each pixel must be exact."""
+def encode(pixels: Grey, encoding: Encoding) -> bytes:
+    """Encode (Y, X) or (Y, X, 3) uint8: JPEG for the running view, PNG where each pixel must be exact."""
     out = io.BytesIO()
-    image = Image.fromarray(grey)
+    image = Image.fromarray(pixels)
     if encoding == "image/jpeg":
-        image.save(out, "JPEG", quality=JPEG_QUALITY)
+        image.save(out, "JPEG", quality=JPEG_QUALITY, subsampling=0)  # colours carry the data: none is thinned
     else:
         image.save(out, "PNG", compress_level=PNG_LEVEL)
     return out.getvalue()

@@ -12,18 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from live_sr.errors import InputError
-from live_sr.view.render import (
-    AutoWindow,
-    Encoding,
-    Panel,
-    Window,
-    encode,
-    grey_range,
-    grey_window,
-    scale_bar,
-    side_by_side,
-    to_8bit,
-)
+from live_sr.view.contrast import AutoWindow, Window, grey_range, grey_window, to_8bit
+from live_sr.view.render import Encoding, Panel, encode, scale_bar, side_by_side
 
 
 def read(png: bytes) -> NDArray[np.uint8]:

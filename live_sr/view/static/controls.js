@@ -1,0 +1,3 @@
+// What the operator may change, and files of one's own.
+
+export function start(page) {}
