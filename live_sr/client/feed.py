@@ -26,6 +26,7 @@ from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
 from live_sr.errors import ConfigError, InputError, WireError
+from live_sr.frame import FrameKind as FrameKind
 from live_sr.frame import Pixels, check_pixels
 from live_sr.wire.messages import Count, Dtype, Milliseconds
 from live_sr.wire.security import check_bind
@@ -51,7 +52,6 @@ MAX_MESSAGE = 2 * 2 * MAX_SIDE_SHOWN**2 + MAX_HEADER + PREFIX.size  # bytes, two
 
 SideShown: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_SIDE_SHOWN)]
 Step: TypeAlias = Annotated[int, Meta(ge=1, le=64)]
-FrameKind: TypeAlias = Literal["sequence", "live", "snap"]
 StageUm: TypeAlias = tuple[float | None, float | None, float | None]  # x, y, z
 
 
