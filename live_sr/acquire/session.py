@@ -291,6 +291,13 @@ class LiveSR:
             return list(self._alarms)
 
     @property
+    def status(self) -> FeedStatus:
+        """What a viewer is told beside the frames: counters, rates, server, alarms."""
+        if self.report is not None:
+            return self._status("finished")
+        return self._status("acquiring" if self._acquiring() else "draining")
+
+    @property
     def view_address(self) -> str | None:
         """Where frames are published for ``live-sr view``."""
         return self._feed.address if self._feed is not None else None
@@ -618,6 +625,7 @@ class LiveSR:
                 "scale": result.scale,
                 "model": result.model,
                 "model_sha256": result.model_sha256,
+                "captured_ns": record.captured_ns,
                 "latency_ms": latency_ms,
                 "server_ms": result.server_ms,
                 "deferred": record.deferred,
@@ -827,7 +835,7 @@ class LiveSR:
         self._stop_watching.set()
         self._watch_thread.join()
         if self._feed is not None:
-            self._feed.status(self._status("finished"))
+            self._feed.status(self.status)
             self._feed.stop()
         self._spool.close()
 
@@ -878,7 +886,7 @@ class LiveSR:
             for hook in list(self._hooks):
                 self._end_if_orphaned(hook)
             if self._feed is not None:
-                self._feed.status(self._status("acquiring" if self._acquiring() else "draining"))
+                self._feed.status(self.status)
 
     def _view_of(self, seq: int, record: Record, latency_ms: float | None = None) -> FrameInfo:
         model = self._model
