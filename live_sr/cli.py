@@ -7,6 +7,7 @@ complete but super-resolved data not.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import logging
 import os
@@ -192,8 +193,14 @@ def view(
     host: Annotated[str, typer.Option(help="Listen on this address.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Listen on this port; 0 takes a free one.")] = DEFAULT_PAGE_PORT,
     browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = False,
+    desktop: Annotated[
+        Literal["qt", "ndv", "napari"] | None, typer.Option(help="Open a window of this kind, and no page.")
+    ] = None,
 ) -> None:
-    """Show a running acquisition in the browser."""
+    """Show a running acquisition in the browser, or in a window."""
+    if desktop is not None:
+        importlib.import_module(f"live_sr.view.{desktop}").run(feed)
+        return
     from live_sr.view.app import run
 
     run(feed, host=host, port=port, open_browser=browser)

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 from live_sr.config import DEFAULT_FEED
 from live_sr.errors import ConfigError
 from live_sr.view import truth
-from live_sr.view.qt import SourceWidget
+from live_sr.view.qt import SourceWidget, application
 from live_sr.view.source import Emits
 from live_sr.view.watcher import OnShow, Picture
 
 try:
     import napari
-    from qtpy.QtWidgets import QVBoxLayout, QWidget
+    from qtpy.QtWidgets import QWidget
 except ImportError as e:
     raise ConfigError(f"the napari widget needs napari ({e}): pip install 'live-sr[napari]' PySide6") from e
 
@@ -39,15 +39,12 @@ class Layers(SourceWidget):
 
     def __init__(self, napari_viewer: Viewer, *source: str | Emits, parent: QWidget | None = None) -> None:
         super().__init__(parent=parent)
+        self.words.addStretch(1)  # the pictures are in napari's own canvas
         self._viewer = napari_viewer
         self._layers: dict[str, Image] = {}
         self._given: dict[str, dict[str, Any]] = {}  # what each layer was told last; the rest is the user's
         if source:
             self.watch(*source)
-
-    def place(self, layout: QVBoxLayout) -> None:
-        """Add nothing: the pictures are in napari's own canvas."""
-        layout.addStretch(1)
 
     def watch(self, *source: str | Emits) -> None:
         """As every viewer; layers that were deleted come back."""
@@ -92,6 +89,7 @@ def run(feed: str = DEFAULT_FEED) -> None:
     ConfigError
         When the address is malformed.
     """
+    application()
     viewer = napari.Viewer(title="live-sr")
     viewer.window.add_dock_widget(Layers(viewer, feed), name="Live super-resolution", area="right")
     viewer.canvas.overlays.scale_bar.visible = True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, TypeGuard
@@ -14,13 +13,13 @@ from live_sr.config import DEFAULT_FEED
 from live_sr.errors import ConfigError
 from live_sr.view import truth
 from live_sr.view.contrast import PERCENTILES
-from live_sr.view.qt import SourceWidget
+from live_sr.view.qt import SourceWidget, application
 from live_sr.view.watcher import OnShow, Picture
 
 try:
     import ndv
     from ndv.models import ClimsPercentile
-    from qtpy.QtWidgets import QApplication, QVBoxLayout
+    from qtpy.QtWidgets import QVBoxLayout
 except ImportError as e:
     raise ConfigError(f"the ndv viewer needs ndv ({e}): pip install 'live-sr[ndv]' PySide6") from e
 
@@ -157,7 +156,7 @@ def run(feed: str = DEFAULT_FEED) -> None:
     ConfigError
         When the address is malformed.
     """
-    app = QApplication.instance() or QApplication(sys.argv[:1])
+    app = application()
     widget = SRViewer(feed)
     widget.resize(900, 900)
     widget.show()

@@ -7,6 +7,7 @@ drawn. The window can hang or close, and neither acquisition nor server notices.
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 
 from live_sr.client.feed import FeedStatus
@@ -35,7 +36,7 @@ except ImportError as e:  # qtpy says so too when it finds no binding
         f"the desktop viewers need qtpy and a Qt binding ({e}): pip install 'live-sr[qt]' PySide6"
     ) from e
 
-__all__ = ["LiveSRWidget", "SourceWidget", "run"]
+__all__ = ["LiveSRWidget", "SourceWidget", "application", "run"]
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class SourceWidget(QWidget):
     def __init__(self, *source: str | Emits, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.setWindowTitle("Live super-resolution")
-        self._link = _Link()
+        link = self._link = _Link()
         self._drawn: OnShow | None = None
         self._looks = 0
 
@@ -97,16 +98,18 @@ class SourceWidget(QWidget):
         layout.addWidget(self.banner)
         layout.addLayout(what)
         self.place(layout)
+        self.words = QVBoxLayout()
         for line in (self.frame, self.state, self.ledger):
-            layout.addWidget(line)
+            self.words.addWidget(line)
+        layout.addLayout(self.words)
 
         self._timer = QTimer(self)
         self._timer.setInterval(DRAW_MS)
         self._timer.timeout.connect(self._look)
         self._timer.start()
-        self.destroyed.connect(self._link.leave)
+        self.destroyed.connect(lambda: link.leave())  # PySide holds a bound method weakly: it would be gone
         if (app := QApplication.instance()) is not None:
-            app.aboutToQuit.connect(self._link.leave)
+            app.aboutToQuit.connect(link.leave)
         if source:
             self.watch(*source)
         else:
@@ -294,7 +297,17 @@ def run(feed: str = DEFAULT_FEED) -> None:
     ConfigError
         When the address is malformed.
     """
-    app = QApplication.instance() or QApplication(sys.argv[:1])
+    app = application()
     widget = LiveSRWidget(feed)
     widget.show()
     app.exec()
+
+
+def application() -> QApplication:
+    """The Qt application of this process, ended by Ctrl-C and SIGTERM; call it in the main thread."""
+    app = QApplication.instance() or QApplication(sys.argv[:1])
+    assert isinstance(app, QApplication), "a process that shows windows has no application without them"
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Python looks at signals when it runs, and the timer of each widget makes it run.
+        signal.signal(number, lambda *_: app.quit())
+    return app

@@ -1,0 +1,82 @@
+"""A screen for windows that nobody sees, and a real Qt application on it.
+
+Qt's own ``offscreen`` platform draws no OpenGL, which ndv and napari need; Xvfb with Mesa's software renderer does.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from qtpy.QtWidgets import QApplication, QWidget
+
+PATIENCE_S = 20.0  # for a loaded machine; nothing waits this long when it works
+NEEDED = "apt install xvfb libegl1 libgl1 libgl1-mesa-dri libopengl0 libxcb-cursor0 libxcb-icccm4 libxcb-keysyms1"
+
+
+def _missing() -> str | None:
+    if shutil.which("Xvfb") is None:
+        return f"no Xvfb for windows that nobody sees: {NEEDED}"
+    if any(importlib.util.find_spec(name) is None for name in ("qtpy", "PySide6")):
+        return "no Qt: pip install 'live-sr[qt]' PySide6-Essentials"
+    return None
+
+
+@pytest.fixture(scope="session")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[QApplication]:
+    """A Qt application on a screen of its own; skips where there can be none, except in CI."""
+    why = _missing()
+    if why is not None:
+        pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
+    with pytest.MonkeyPatch.context() as patch:
+        ours, theirs = os.pipe()
+        # It ends when its last window has closed its connection, also when this process is killed.
+        server = subprocess.Popen(
+            ["Xvfb", "-displayfd", str(theirs), "-terminate", "-screen", "0", "1600x1200x24", "-nolisten", "tcp"],
+            pass_fds=(theirs,),
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(theirs)
+        with os.fdopen(ours) as said:
+            number = said.readline().strip()
+        assert number, f"Xvfb did not start: exit code {server.wait(PATIENCE_S)}"
+        patch.setenv("DISPLAY", f":{number}")
+        patch.setenv("QT_QPA_PLATFORM", "xcb")
+        patch.setenv("QT_API", "pyside6")
+        patch.setenv("LIBGL_ALWAYS_SOFTWARE", "1")
+        patch.setenv("NAPARI_CONFIG", str(tmp_path_factory.mktemp("napari") / "settings.yaml"))
+        from qtpy.QtWidgets import QApplication
+
+        app = QApplication([])
+        yield app
+        app.closeAllWindows()
+        app.shutdown()
+        server.wait(PATIENCE_S)
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Let Qt work until `condition` holds."""
+    from qtpy.QtCore import QEventLoop
+    from qtpy.QtWidgets import QApplication
+
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to that"
+        QApplication.processEvents(QEventLoop.ProcessEventsFlag.AllEvents, 20)
+        time.sleep(0.005)  # Qt returns at once when it has nothing to do
+
+
+def delete(widget: QWidget) -> None:
+    """Delete a widget and its children, as Qt does when their window is gone."""
+    from qtpy.QtCore import QCoreApplication, QEvent
+
+    widget.deleteLater()
+    QCoreApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
