@@ -47,6 +47,7 @@ from live_sr.client.link import Link, why_not_mixed
 from live_sr.config import DEFAULT_ADDRESS
 from live_sr.errors import InputError, LiveSRError, StoreError
 from live_sr.frame import Counts, Frame, Ledger, Restored, check_pixels
+from live_sr.signals import connect_directly
 from live_sr.timing import Durations, Rate
 from live_sr.wire.messages import ModelInfo
 from live_sr.wire.security import check_address
@@ -239,7 +240,7 @@ class LiveSR:
             (signals.sequenceCanceled, hook.sequenceCanceled),
             (signals.sequenceFinished, hook.sequenceFinished),
         ):
-            signal.connect(slot)
+            connect_directly(signal, slot)
             self._attached.append((signal, slot))
 
     def wait_ready(self, timeout: float = 5.0) -> bool:
