@@ -37,12 +37,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-DEFAULT_MODEL = ServerSettings().model
+DEFAULT_MODEL = ServerSettings().models[0]
 P = ParamSpec("P")
 EXTRAS = {  # what to install when a command's packages are missing
     "demo": "demo",
     "serve": "serve",
     "view": "view",
+    "doctor": "serve",
     "train": "train",
     "evaluate": "train",
     "crappify": "train",
@@ -157,7 +158,10 @@ def demo(
 def serve(
     config: Annotated[Path | None, typer.Argument(help="Settings, see configs/server.toml.")] = None,
     bind: Annotated[str | None, typer.Option(help="Listen on this address.")] = None,
-    model: Annotated[str | None, typer.Option(help="Model name or file.")] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Model name or file; may be repeated, the first is for those who ask for none."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or auto.")] = None,
     precision: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or auto.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; 0 lets torch choose.")] = None,
@@ -204,6 +208,38 @@ def view(
     from live_sr.view.app import run
 
     run(feed, host=host, port=port, open_browser=browser)
+
+
+@command
+def doctor(
+    server: Annotated[str, typer.Option(help="Measure the server at this address.")] = "",
+    folder: Annotated[
+        Path | None, typer.Option(help="Where data will be written; 256 MiB are tried there and removed.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the findings to this file.")] = None,
+) -> int:
+    """Check this machine, and say what to do about what is missing."""
+    import msgspec
+
+    from live_sr.doctor import examine
+
+    console = Console(highlight=False)
+    marks = {"good": "[green]good[/]", "note": "[yellow]note[/]", "bad": "[bold red]BAD [/]"}
+    findings = []
+    with console.status("checking"):
+        for finding in examine(server=server, folder=folder):
+            findings.append(finding)
+            console.print(f"{marks[finding.state]}  {finding.topic:<14}", end="")
+            console.print(finding.found, markup=False, soft_wrap=True)
+            if finding.advice:
+                console.print(f"{'':20}→ {finding.advice}", markup=False, soft_wrap=True)
+    if json_file is not None:
+        json_file.write_bytes(msgspec.json.format(msgspec.json.encode(findings), indent=2) + b"\n")
+    bad = sum(finding.state == "bad" for finding in findings)
+    console.print(
+        f"{bad} of {len(findings)} findings need attention" if bad else "nothing hinders live-sr here"
+    )
+    return 1 if bad else 0
 
 
 @command

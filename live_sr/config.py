@@ -28,8 +28,9 @@ class ServerSettings(Settings, frozen=True, forbid_unknown_fields=True, kw_only=
     ----------
     bind : str
         ZeroMQ endpoint. Anything but loopback or ipc is refused: the link has no encryption of its own yet.
-    model : str
-        A shipped model's name (``em-x4``), or the path of a model file.
+    model : str or tuple of str
+        Shipped models' names (``em-x4``), or paths of model files. All are loaded and warmed; frames that ask
+        for none get the first.
     device : str
         ``auto`` takes CUDA when there is one.
     precision : str
@@ -49,7 +50,7 @@ class ServerSettings(Settings, frozen=True, forbid_unknown_fields=True, kw_only=
     """
 
     bind: str = DEFAULT_ADDRESS
-    model: str = "em-x4"
+    model: str | tuple[str, ...] = "em-x4"
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     threads: int = 0
@@ -58,6 +59,11 @@ class ServerSettings(Settings, frozen=True, forbid_unknown_fields=True, kw_only=
     mailbox_mb: int = 1024
     max_batch: int = 1
     metrics_port: int = 0
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models named, one or several."""
+        return (self.model,) if isinstance(self.model, str) else self.model
 
 
 def load(path: Path | str, kind: type[S]) -> S:

@@ -63,6 +63,10 @@ class Frame:
         For a multi-frame model: its neighbours along an axis, with `pixels` itself in the middle.
     used : mapping or None
         Their positions along that axis, ``{"t": (3, 4, 5)}``; None when it stands for itself alone.
+    channel : str
+        Name of its channel, by which a model may be chosen for it.
+    model_sha256 : str
+        The model that shall restore it; empty: the first that a server offers.
     """
 
     seq: int
@@ -70,6 +74,8 @@ class Frame:
     captured_ns: int
     stack: tuple[Pixels, ...] = ()
     used: Mapping[str, tuple[int, ...]] | None = None
+    channel: str = ""
+    model_sha256: str = ""
 
     @property
     def planes(self) -> int:
@@ -101,6 +107,8 @@ class Restored:
         Sending to receiving, by this machine's clock.
     used : mapping or None
         As in :class:`Frame`.
+    frames : int
+        How many frames its model sees at once.
     """
 
     seq: int
@@ -112,6 +120,7 @@ class Restored:
     server_ms: float
     round_trip_ms: float
     used: Mapping[str, tuple[int, ...]] | None = None
+    frames: int = 1
 
 
 State = Literal["queued", "in_flight", "deferred", "returned", "failed"]

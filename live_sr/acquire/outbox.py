@@ -61,6 +61,7 @@ class Outbox:
         self._live_bytes = 0
         self._deferred: deque[int] = deque()
         self._fetched: deque[Frame] = deque()
+        self._held_back = False
         self._closed = False
         self._on_ready: Callable[[], None] = lambda: None
         self._thread = threading.Thread(target=self._run, name="live-sr outbox", daemon=True)
@@ -75,7 +76,7 @@ class Outbox:
         with self._changed:
             self._live.append(frame)
             self._live_bytes += frame.nbytes
-            while self._live_bytes > self._max_bytes:
+            while self._live and (self._held_back or self._live_bytes > self._max_bytes):
                 self._defer_oldest()
             self._changed.notify_all()
         self._on_ready()
@@ -86,10 +87,19 @@ class Outbox:
             self._deferred.append(seq)
             self._changed.notify_all()
 
+    def hold_back(self, on: bool) -> None:
+        """While `on`, nothing is sent: every frame goes straight to the deferred lane and stays there."""
+        with self._changed:
+            self._held_back = on
+            while on and self._live:
+                self._defer_oldest()
+            self._changed.notify_all()
+        self._on_ready()
+
     def take(self) -> Frame | None:
         """The next frame, counted as in flight: the newest live one, else a deferred one."""
         with self._changed:
-            if self._closed or not self._room():
+            if self._closed or self._held_back or not self._room():
                 return None
             self._defer_old()
             if self._live:
@@ -175,7 +185,8 @@ class Outbox:
         with self._changed:
             while not self._closed:
                 self._defer_old()
-                if self._deferred and not self._live and len(self._fetched) < FETCHED:
+                wanted = self._deferred and not self._live and not self._held_back
+                if wanted and len(self._fetched) < FETCHED:
                     return self._deferred.popleft()
                 oldest = self._live[0].captured_ns if self._live else None
                 due = None

@@ -69,7 +69,7 @@ def cannot_restore(plan: Plan) -> str | None:
     return f"the camera delivers {kind}, live-sr restores grey {' and '.join(DTYPES)}: change its pixel type"
 
 
-def doubts(plan: Plan, model: ModelInfo | None, servers: Sequence[LinkStatus]) -> list[str]:
+def doubts(plan: Plan, models: Sequence[ModelInfo], servers: Sequence[LinkStatus]) -> list[str]:
     """Nothing to stop for, but the operator should know."""
     found = []
     if problem := cannot_restore(plan):
@@ -83,10 +83,11 @@ def doubts(plan: Plan, model: ModelInfo | None, servers: Sequence[LinkStatus]) -
     if not any(s.state == "ready" for s in servers):
         where = ", ".join(f"{s.address} ({s.detail})" for s in servers)
         found.append(f"no server is ready yet: {where}. Raw is stored; frames are finished when one is")
-    if model is not None and (doubt := pixel_size_doubt(model.id, model.pixel_size_um, plan.pixel_size_um)):
-        found.append(doubt)
-    if model is not None and model.look_ahead:
-        found += _look_ahead(plan, model)
+    for model in models:
+        if doubt := pixel_size_doubt(model.id, model.pixel_size_um, plan.pixel_size_um):
+            found.append(doubt)
+        if model.look_ahead:
+            found += _look_ahead(plan, model)
     return found
 
 

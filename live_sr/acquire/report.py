@@ -51,6 +51,10 @@ class SessionReport:
         What part of it frames waited for their neighbours, with a multi-frame model.
     raw_fps, sr_fps : float
         Frames per second from the first to the last.
+    model : ModelInfo or None
+        With which the session began; None when no server was there.
+    frames_by_model : dict
+        Frames that came back, by id of the model that restored them.
     alarms, warnings : list of str
         Everything the operator was told.
     """
@@ -66,6 +70,7 @@ class SessionReport:
     model: ModelInfo | None
     alarms: list[str]
     warnings: list[str]
+    frames_by_model: dict[str, int]
 
     @property
     def raw_complete(self) -> bool:

@@ -95,6 +95,7 @@ class Run:
                 "n": record.n,
                 "index": dict(record.event.index),
                 "deferred": record.deferred,
+                "model": result.model,
                 "model_sha256": result.model_sha256,
                 "latency_ms": round(latency_ms, 3),
                 "raw_crc32": record.crc,

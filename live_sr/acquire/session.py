@@ -13,8 +13,10 @@ import sys
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -23,6 +25,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from live_sr.acquire import preflight
+from live_sr.acquire.choice import Choice, Choosing
+from live_sr.acquire.conduct import Conductor
+from live_sr.acquire.control import Control, obey
 from live_sr.acquire.custody import Custody, RawReport
 from live_sr.acquire.gather import Gathered, Gatherer
 from live_sr.acquire.hook import FrameTaken, Hook, Intake, RunFinished, RunStarted
@@ -35,6 +40,7 @@ from live_sr.acquire.report import RunReport, SessionReport
 from live_sr.acquire.run import Run
 from live_sr.acquire.spool import Spool
 from live_sr.client.feed import (
+    ControlStatus,
     Feed,
     FeedStatus,
     FrameInfo,
@@ -43,14 +49,17 @@ from live_sr.client.feed import (
     ServerStatus,
     StageUm,
 )
-from live_sr.client.link import Link, why_not_mixed
+from live_sr.client.link import Link
 from live_sr.config import DEFAULT_ADDRESS
 from live_sr.errors import InputError, LiveSRError, StoreError
 from live_sr.frame import Counts, Frame, Ledger, Restored, check_pixels
 from live_sr.signals import connect_directly
 from live_sr.timing import Durations, Rate
+from live_sr.upscaler import pixel_size_doubt
+from live_sr.wire.commands import COMMANDS
 from live_sr.wire.messages import ModelInfo
 from live_sr.wire.security import check_address
+from live_sr.wire.token import control_token
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -87,9 +96,15 @@ class LiveSR:
         Where the raw data of the first run go, when the core cannot be asked: they are written by other means
         than ``run_mda(output=...)``, or by a core that is neither attached nor ``CMMCorePlus.instance()``.
     model : str, optional
-        Model to ask for; by default what the server holds.
+        Model to begin with; by default the server's first. See :meth:`choose`.
     view : str, optional
         Address to publish frames for ``live-sr view`` on.
+    control : str, optional
+        Address to take an operator's commands on, of this machine only, for example ``tcp://127.0.0.1:*``. Who
+        sends them must have this user's token, as ``live-sr view`` of the same user has
+        (:mod:`live_sr.wire.token`).
+    allow : sequence of {"choose", "sr", "pause", "cancel", "start"}
+        The commands that are taken.
     on_raw_failure : {"cancel", "continue"}
         What to do when the raw data cannot be written: end the acquisition, so that no dose is spent on what
         cannot be stored, or go on with our copy of the pixels alone. An alarm is raised in both cases.
@@ -109,7 +124,7 @@ class LiveSR:
     InputError
         When `save` or `raw` has an ending that cannot be written or read.
     ConfigError
-        For an address that is none.
+        For an address that is none, or for `control` without a token or in use.
 
     Examples
     --------
@@ -127,6 +142,8 @@ class LiveSR:
         raw: str | Path | None = None,
         model: str = "",
         view: str | None = None,
+        control: str | None = None,
+        allow: Sequence[str] = COMMANDS,
         on_raw_failure: OnRawFailure = "cancel",
         ordered: bool = False,
         give_up_s: float = GIVE_UP_S,
@@ -164,9 +181,23 @@ class LiveSR:
             deferring=self._records.defer,
             room=lambda: self._results_bytes.value <= RESULT_BYTES,
         )
-        self._feed = Feed(view) if view is not None else None
+        self._choice = Choice()
+        self._conductor = Conductor(self._known_cores)
+        self._control: Control | None = None
+        if control is not None:
+            obeyed = partial(obey, self, self._conductor)
+            self._control = Control(control, token=control_token(), allow=allow, obey=obeyed)
+        try:
+            self._feed = Feed(view) if view is not None else None
+        except LiveSRError:
+            if self._control is not None:
+                self._control.stop()
+            raise
+        chosen = Choosing(self._outbox, self._choice)
         self._links = [
-            Link(a, session=self.session, source=self._outbox, sink=self, accept=self._accept, model=model)
+            Link(
+                a, session=self.session, source=chosen, sink=self, accept=partial(self._accept, a), model=model
+            )
             for a in addresses
         ]
         self._order = Resequencer() if ordered else None
@@ -179,8 +210,11 @@ class LiveSR:
         self._said = threading.Lock()
         self._alarms: list[str] = []
         self._warnings: list[str] = []
-        self._model: ModelInfo | None = None
+        self._model: ModelInfo | None = None  # the first; those chosen later see as many frames
         self._model_lock = threading.Lock()
+        self._frames_by_model: Counter[str] = Counter()
+        self._sr_on = True
+        self._sr_lock = threading.Lock()
 
         self._attached: list[tuple[Any, Callable[..., Any]]] = []  # (signal, slot)
         self._cores: list[CMMCorePlus] = []
@@ -207,6 +241,8 @@ class LiveSR:
         for link in self._links:
             link.start()
         self._outbox.start(self._wake_links)
+        if self._control is not None:
+            self._control.start()
 
     # ---------------------------------------------------------------- for the user
 
@@ -247,6 +283,57 @@ class LiveSR:
         """Wait until a server is warm and accepted; False after `timeout` seconds."""
         deadline = time.monotonic() + timeout
         return any(link.wait_ready(max(0.0, deadline - time.monotonic())) for link in self._links)
+
+    def choose(self, model_id: str, channel: str = "") -> None:
+        """Restore frames with another model from the next one sent on; may be called at any time.
+
+        No frame is lost, and each says which model made it: in ``meta["live_sr"]``, the journal and the volume.
+
+        Parameters
+        ----------
+        model_id : str
+            Held by every server that is there, and of the same scale and neighbours as the first: a volume is
+            never a mixture of scales. Empty gives a named channel back to the model of the rest.
+        channel : str
+            Name of a channel; empty stands for every one that has not been named.
+
+        Raises
+        ------
+        InputError
+            When it cannot be used, with the reason.
+        """
+        model = self._choice.choose(model_id, channel)
+        log.info("%s restores %s", model.id, channel or "all channels that are not named")
+        for run in self._runs[-1:]:
+            if doubt := pixel_size_doubt(model.id, model.pixel_size_um, run.plan.pixel_size_um):
+                self._warn(doubt)
+
+    def super_resolve(self, on: bool) -> None:
+        """Switch super-resolution off and on; may be called at any time.
+
+        While it is off, frames are stored and shown raw. They are super-resolved when it is switched on again,
+        or when the running sequence has ended.
+        """
+        with self._sr_lock:
+            self._sr_on = on
+            self._hold_back()
+
+    def wait_for_start(self, timeout: float | None = None) -> bool:
+        """Wait until the operator presses Start; False after `timeout` seconds, and when the session closes.
+
+        Raises
+        ------
+        InputError
+            When this session takes no such command.
+        """
+        if self._control is None or "start" not in self._control.allowed:
+            raise InputError('nobody could start this session: give it control="tcp://127.0.0.1:*" and "start"')
+        return self._conductor.wait_for_start(timeout)
+
+    @property
+    def control_address(self) -> str | None:
+        """Where an operator's commands are taken."""
+        return self._control.address if self._control is not None else None
 
     def preflight(
         self, sequence: MDASequence, core: CMMCorePlus, *, raw: str | Path | None = None, timeout: float = 5.0
@@ -357,7 +444,8 @@ class LiveSR:
         return plan, raw_path
 
     def _doubts(self, plan: Plan, raw_path: Path | None) -> list[str]:
-        found = preflight.doubts(plan, self._model, [link.status for link in self._links])
+        models = {model.sha256: model for model in self._choice.chosen.values()}
+        found = preflight.doubts(plan, list(models.values()), [link.status for link in self._links])
         scale = self._model.scale if self._model is not None else 1
         if problem := preflight.all_has_no_room(plan, raw_path, self._save, scale):
             found.append(f"if super-resolved data do not compress: {problem}")
@@ -396,6 +484,8 @@ class LiveSR:
     def _start_run(self, started: RunStarted) -> None:
         plan, _ = started.prepared
         self._coming_in[started.hook] = started if plan is None else self._new_run(started, plan)
+        with self._sr_lock:
+            self._hold_back()
 
     def _new_run(self, started: RunStarted, plan: Plan) -> Run:
         raw_path: Path | None = started.prepared[1]
@@ -476,7 +566,8 @@ class LiveSR:
         if run.gatherer.axis is not None:
             self._look_ahead.add(gathered.waited_ms)
         if gathered.frame is not None:
-            self._outbox.put(gathered.frame)
+            channel = _channel(self._records.get(gathered.seq))
+            self._outbox.put(replace(gathered.frame, channel=channel))
         else:
             self._ledger.move("queued", "deferred")
             self._records.defer(gathered.seq)
@@ -495,8 +586,14 @@ class LiveSR:
             if finished.reason == "completed" and run.plan.n_frames is not None:
                 self._ledger.tally("skipped", max(0, run.plan.n_frames - run.acquired))
             self._results.put(run)
+        with self._sr_lock:
+            self._hold_back()
         with self._run_ended:
             self._run_ended.notify_all()
+
+    def _hold_back(self) -> None:
+        """Whether frames are sent at present; called with the lock of the switch held."""
+        self._outbox.hold_back(not self._sr_on and bool(self._coming_in))
 
     # ---------------------------------------------------------------- outbox's thread
 
@@ -506,7 +603,7 @@ class LiveSR:
         pixels = fetch(record.n, record.place, record.crc)
         if pixels is None:
             return None
-        frame = Frame(seq=seq, pixels=pixels, captured_ns=record.captured_ns)
+        frame = Frame(seq=seq, pixels=pixels, captured_ns=record.captured_ns, channel=_channel(record))
         return record.run.gatherer.with_neighbours(frame, record.n, record.place, fetch)
 
     def _lose(self, seq: int, reason: str) -> None:
@@ -515,14 +612,14 @@ class LiveSR:
 
     # ---------------------------------------------------------------- links' threads
 
-    def _accept(self, model: ModelInfo) -> str | None:
+    def _accept(self, address: str, models: tuple[ModelInfo, ...]) -> str | None:
         with self._model_lock:
-            if self._model is not None:
-                return why_not_mixed(self._model, model)
-            self._model = model
-            for run in list(self._runs):
-                run.gatherer.learn(model.frames, model.neighbours)
-            return None
+            why_not = self._choice.accept(address, models)
+            if why_not is None and self._model is None:
+                self._model = models[0]
+                for run in list(self._runs):
+                    run.gatherer.learn(self._model.frames, self._model.neighbours)
+            return why_not
 
     def returned(self, result: Restored) -> None:
         """A frame came back (called by a link)."""
@@ -541,6 +638,8 @@ class LiveSR:
     def link_changed(self, link: Link) -> None:
         """A server came, went or refused (called by a link)."""
         status = link.status
+        if status.state in ("away", "stopped"):
+            self._choice.gone(status.address)
         if status.state == "refused":
             self._alarm(f"server {status.address}: {status.detail}")
         elif status.state == "away":
@@ -584,6 +683,7 @@ class LiveSR:
         run.gatherer.settle(record.n, record.place, restored=True)
         self._ledger.move("in_flight", "failed" if saved is False else "returned")
         self._sr_rate.tick()
+        self._frames_by_model[result.model] += 1
         self._latency.add(latency_ms)
         if not record.deferred:
             self._live_latency.add(latency_ms)
@@ -591,7 +691,8 @@ class LiveSR:
         run.deferred += record.deferred
         try:
             if self._feed is not None:
-                self._feed.show_pair(self._view_of(result.seq, record, latency_ms), result.raw, result.pixels)
+                info = self._view_of(result.seq, record, latency_ms, model=result.model)
+                self._feed.show_pair(info, result.raw, result.pixels)
             if len(self.events.frameReady):
                 self._emit(result, record, latency_ms, saved=bool(saved))
         finally:
@@ -614,8 +715,6 @@ class LiveSR:
         return True
 
     def _emit(self, result: Restored, record: Record, latency_ms: float, *, saved: bool) -> None:
-        model = self._model
-        assert model is not None, "frames come back from servers whose model was accepted"
         pixel_size_um = float(record.meta.get("pixel_size_um") or 0.0)
         meta = {
             **record.meta,
@@ -630,8 +729,8 @@ class LiveSR:
                 "latency_ms": latency_ms,
                 "server_ms": result.server_ms,
                 "deferred": record.deferred,
-                "frames": model.frames,
-                "look_ahead": model.look_ahead,
+                "frames": result.frames,
+                "look_ahead": result.frames // 2,
                 "used": dict(result.used) if result.used is not None else None,
             },
         }
@@ -804,6 +903,9 @@ class LiveSR:
 
     def _shut_down(self) -> None:
         self._closed = self._intake.closed = True
+        if self._control is not None:
+            self._control.stop()
+        self._conductor.close()
         for signal, slot in self._attached:
             try:
                 signal.disconnect(slot)
@@ -855,6 +957,7 @@ class LiveSR:
             model=self._model,
             alarms=alarms,
             warnings=warnings,
+            frames_by_model=dict(self._frames_by_model),
         )
 
     # ---------------------------------------------------------------- what the operator is told
@@ -889,18 +992,21 @@ class LiveSR:
             if self._feed is not None:
                 self._feed.status(self.status)
 
-    def _view_of(self, seq: int, record: Record, latency_ms: float | None = None) -> FrameInfo:
-        model = self._model
-        channel = record.event.channel
+    def _view_of(
+        self, seq: int, record: Record, latency_ms: float | None = None, *, model: str = ""
+    ) -> FrameInfo:
+        """`model` has restored it; before that, the one chosen for its channel is named."""
+        channel = _channel(record)
+        will = self._choice.of(channel)
         return FrameInfo(
             session=self.session,
             seq=seq,
             index=dict(record.event.index),
             captured_ns=record.captured_ns,
             pixel_size_um=float(record.meta.get("pixel_size_um") or 0.0),
-            scale=model.scale if model is not None else 1,
-            model=model.id if model is not None else "",
-            channel=channel.config if channel is not None else "",
+            scale=will.scale if will is not None else 1,
+            model=model or (will.id if will is not None else ""),
+            channel=channel,
             deferred=record.deferred,
             latency_ms=latency_ms,
             stage_um=_stage_um(record.meta),
@@ -910,6 +1016,8 @@ class LiveSR:
     def _status(self, state: RunState) -> FeedStatus:
         servers = [link.status for link in self._links]
         best = next((s for s in servers if s.state == "ready"), servers[0])
+        model = self._choice.of("") or best.model
+        model = next((m for m in best.models if model is not None and m.sha256 == model.sha256), model)
         full = max(self._outbox.fullness, self._intake.waiting_bytes / INTAKE_BYTES)
         return FeedStatus(
             session=self.session,
@@ -921,13 +1029,21 @@ class LiveSR:
             server=ServerStatus(
                 state=best.state,
                 detail=best.detail,
-                model=best.model.id if best.model else "",
-                device=best.model.device if best.model else "",
-                precision=best.model.precision if best.model else "",
+                model=model.id if model else "",
+                device=model.device if model else "",
+                precision=model.precision if model else "",
             ),
             queue="full" if full >= 1 else "high" if full >= 0.75 else "ok",
             alarms=tuple(self.alarms),
             sequence=self._sequence_status(),
+            control=ControlStatus(
+                address=self.control_address or "",
+                allowed=self._control.allowed if self._control is not None else (),
+                models=self._choice.available,
+                chosen={channel: model.id for channel, model in self._choice.chosen.items()},
+                sr_on=self._sr_on,
+                start_awaited=self._conductor.start_awaited,
+            ),
         )
 
     def _sequence_status(self) -> SequenceStatus:
@@ -981,6 +1097,10 @@ def _unfit(pixels: NDArray[Any], plan: Plan) -> str | None:
         f"it is {pixels.shape} {pixels.dtype}, the sequence began with {plan.frame_shape} {plan.dtype}: "
         "start a new sequence after changing ROI, binning or pixel type"
     )
+
+
+def _channel(record: Record) -> str:
+    return record.event.channel.config if record.event.channel is not None else ""
 
 
 def _number(value: Any) -> float | None:

@@ -189,6 +189,8 @@ class ControlStatus(Struct, frozen=True):
         Model by channel; ``""`` stands for every channel not named.
     sr_on : bool
         False while frames are only stored, to be super-resolved later.
+    start_awaited : bool
+        A program waits for the operator to start it.
     """
 
     address: str = ""
@@ -196,6 +198,7 @@ class ControlStatus(Struct, frozen=True):
     models: tuple[str, ...] = ()
     chosen: dict[str, str] = {}
     sr_on: bool = True
+    start_awaited: bool = False
 
 
 class FeedStatus(Struct, frozen=True, tag="status"):

@@ -73,8 +73,8 @@ class Entry(msgspec.Struct, frozen=True, tag_field="type", tag="frame", omit_def
         Running number within the run.
     deferred : bool
         Sent after the live moment had passed.
-    model_sha256 : str or None
-        Model that computed it; a swap during the run shows here.
+    model, model_sha256 : str or None
+        Id and hash of the model that computed it: it may differ by channel, and change during the run.
     latency_ms : float or None
         From capture to return.
     raw_crc32 : int or None
@@ -94,6 +94,7 @@ class Entry(msgspec.Struct, frozen=True, tag_field="type", tag="frame", omit_def
     where: dict[str, Number] | None = None
     n: Number | None = None
     deferred: bool = False
+    model: str | None = None
     model_sha256: str | None = None
     latency_ms: float | None = None
     raw_crc32: int | None = None

@@ -78,10 +78,22 @@ class LinkStatus:
     address: str
     state: LinkState
     detail: str
-    model: ModelInfo | None
+    models: tuple[ModelInfo, ...]  # that it holds; the first is for frames that name none
     in_flight: int
     reconnects: int
     repeated: int  # answers that arrived a second time after a resend, ignored
+
+    @property
+    def model(self) -> ModelInfo | None:
+        """The first model that it holds; None before it has answered."""
+        return self.models[0] if self.models else None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sent:
+    frame: Frame
+    model: ModelInfo  # that restores it; the same when it is sent again
+    at: float
 
 
 class Link:
@@ -94,9 +106,9 @@ class Link:
     session : str
         Identifies this client's frames, together with their sequence number.
     accept : callable
-        Given the server's model, returns None or why its results must not be mixed with this session's.
+        Given the models that the server holds, returns None or why it must get no frame of this session.
     model : str
-        Ask for this model by name; empty takes what the server holds.
+        Ask for this model by name, for frames that name none; empty takes the server's first.
     """
 
     def __init__(
@@ -106,7 +118,7 @@ class Link:
         session: str,
         source: Source,
         sink: Sink,
-        accept: Callable[[ModelInfo], str | None] = lambda model: None,
+        accept: Callable[[tuple[ModelInfo, ...]], str | None] = lambda models: None,
         model: str = "",
         credits: int = CREDITS,
     ) -> None:
@@ -119,10 +131,10 @@ class Link:
         self._hello = Hello(session=session, version=__version__, model=model)
         self._max_credits = credits
         self._credits = 0
-        self._in_flight: dict[int, tuple[Frame, float]] = {}  # seq -> (frame, sent at), oldest first
+        self._in_flight: dict[int, _Sent] = {}  # by seq, oldest first
         self._state: LinkState = "connecting"
         self._detail = "no answer yet"
-        self._model: ModelInfo | None = None
+        self._models: dict[str, ModelInfo] = {}  # by sha256, in the server's order
         self._reconnects = 0
         self._repeated = 0
         self._beat = 0
@@ -163,7 +175,7 @@ class Link:
             assert not self._thread.is_alive(), "the link's thread waits for nothing longer than a heartbeat"
         self._wake_in.close()
         self._wake_out.close()
-        left = [frame for frame, _ in self._in_flight.values()]
+        left = [sent.frame for sent in self._in_flight.values()]
         self._in_flight.clear()
         return left
 
@@ -175,7 +187,7 @@ class Link:
                 address=self.address,
                 state=self._state,
                 detail=self._detail,
-                model=self._model,
+                models=tuple(self._models.values()),
                 in_flight=len(self._in_flight),
                 reconnects=self._reconnects,
                 repeated=self._repeated,
@@ -256,27 +268,26 @@ class Link:
         return True
 
     def _on_welcome(self, dealer: zmq.Socket[bytes], welcome: Welcome) -> None:
-        why_not = self._accept(welcome.model) if welcome.warm else None
+        why_not = self._accept(welcome.models) if welcome.warm else None
         self._server = welcome.server
-        self._model = welcome.model
+        self._models = {model.sha256: model for model in welcome.models}
         if why_not is not None:
             self._credits = 0
             self._set("refused", why_not)
         elif not welcome.warm:
-            self._set("warming", f"{welcome.model.id} is warming up")
+            self._set("warming", f"{', '.join(model.id for model in welcome.models)}: warming up")
         elif self._state != "ready" or self._credits == 0:
             self._credits = min(self._max_credits, welcome.credits)
-            self._set("ready", _introduced(welcome.model))
-            for seq, (frame, _) in list(self._in_flight.items()):
-                self._send_frame(dealer, seq, frame)
+            self._set("ready", _introduced(welcome.models))
+            for sent in list(self._in_flight.values()):
+                self._send_again(dealer, sent)
 
     def _on_result(self, result: Result, pixels: Pixels) -> None:
-        frame, sent = self._in_flight.get(result.seq, (None, 0.0))
-        if result.session != self.session or frame is None:
+        sent = self._in_flight.get(result.seq)
+        if result.session != self.session or sent is None:
             self._repeated += 1
             return
-        model = self._model
-        assert model is not None
+        frame, model = sent.frame, sent.model
         y, x = frame.pixels.shape
         expected = ((y * model.scale, x * model.scale), frame.pixels.dtype.name, model.sha256)
         found = (pixels.shape, pixels.dtype.name, result.model_sha256)
@@ -294,8 +305,9 @@ class Link:
                 model_sha256=model.sha256,
                 scale=model.scale,
                 server_ms=result.waited_ms + result.computed_ms,
-                round_trip_ms=(time.monotonic() - sent) * 1000,
+                round_trip_ms=(time.monotonic() - sent.at) * 1000,
                 used=frame.used,
+                frames=model.frames,
             )
         )
 
@@ -307,9 +319,9 @@ class Link:
             self._credits = 0
             self._set("refused", refusal.message)
             return
-        frame, _ = self._in_flight.pop(refusal.seq, (None, 0.0))
-        if frame is not None:
-            self._sink.refused(frame, refusal.code, refusal.message)
+        sent = self._in_flight.pop(refusal.seq, None)
+        if sent is not None:
+            self._sink.refused(sent.frame, refusal.code, refusal.message)
 
     def _on_heartbeat(self, beat: Heartbeat) -> None:
         if beat.busy_ms > HUNG_S * 1000:
@@ -327,24 +339,41 @@ class Link:
             frame = self._source.take()
             if frame is None:
                 return
-            assert self._model is not None
-            if frame.pixels.size > self._model.max_pixels:
+            model = self._models.get(frame.model_sha256 or next(iter(self._models)))
+            if model is None:
+                self._sink.refused(frame, "busy", f"{self.address} does not hold {frame.model_sha256[:12]}")
+                continue
+            if frame.pixels.size > model.max_pixels:
                 # Not sent: ZeroMQ would cut the connection over it, and every reconnect would send it again.
-                limit = self._model.max_pixels
+                limit = model.max_pixels
                 self._sink.refused(frame, "too_large", f"{frame.pixels.shape} is more than {limit} pixels")
                 continue
-            if frame.planes != self._model.frames:
+            if frame.planes != model.frames:
                 # It was on its way before the model was known; the second time it comes with its neighbours.
-                why = f"{self._model.id} sees {self._model.frames} frames at once, here are {frame.planes}"
+                why = f"{model.id} sees {model.frames} frames at once, here are {frame.planes}"
                 self._sink.refused(frame, "busy", why)
                 continue
-            self._send_frame(dealer, frame.seq, frame)
+            self._send_frame(dealer, frame, model)
 
-    def _send_frame(self, dealer: zmq.Socket[bytes], seq: int, frame: Frame) -> None:
+    def _send_again(self, dealer: zmq.Socket[bytes], sent: _Sent) -> None:
+        """To the same model; a frame whose model the server holds no longer is the sender's again."""
+        if sent.model.sha256 in self._models:
+            self._send_frame(dealer, sent.frame, sent.model)
+            return
+        del self._in_flight[sent.frame.seq]
+        self._sink.refused(sent.frame, "busy", f"{self.address} holds {sent.model.id} no longer")
+
+    def _send_frame(self, dealer: zmq.Socket[bytes], frame: Frame, model: ModelInfo) -> None:
         y, x = frame.pixels.shape
-        dtype: Literal["uint8", "uint16"] = "uint8" if frame.pixels.dtype.itemsize == 1 else "uint16"
-        message = FrameMessage(session=self.session, seq=seq, shape=(y, x), dtype=dtype, planes=frame.planes)
-        self._in_flight[seq] = (frame, time.monotonic())
+        message = FrameMessage(
+            session=self.session,
+            seq=frame.seq,
+            shape=(y, x),
+            dtype="uint8" if frame.pixels.dtype.itemsize == 1 else "uint16",
+            planes=frame.planes,
+            model=model.sha256,
+        )
+        self._in_flight[frame.seq] = _Sent(frame, model, time.monotonic())
         self._send(dealer, message, stacked(frame.stack) if frame.stack else frame.pixels)
 
     @staticmethod
@@ -453,7 +482,8 @@ class RemoteUpscaler:
             raise InputError(f"{frame.shape} is more than the server's limit of {self._info.max_pixels} pixels")
         with self._changed:
             self._answer = None
-            self._box.append(Frame(self._seq, frame, time.monotonic_ns(), stack))
+            now = time.monotonic_ns()
+            self._box.append(Frame(self._seq, frame, now, stack, model_sha256=self._info.sha256))
             self._seq += 1
         self._link.wake()
         answer = self._wait()
@@ -493,23 +523,24 @@ class RemoteUpscaler:
     def link_changed(self, link: Link) -> None:
         """Nothing to do: a lost server shows as a missing answer."""
 
-    def _same(self, model: ModelInfo) -> str | None:
+    def _same(self, models: tuple[ModelInfo, ...]) -> str | None:
         if self._pinned is None:
-            self._pinned = model
-        return why_not_mixed(self._pinned, model)
+            self._pinned = models[0]
+        return why_not_held(self._pinned, models)
 
 
-def _introduced(model: ModelInfo) -> str:
-    ahead = f", {model.look_ahead} frames after each are awaited" if model.look_ahead else ""
-    return f"{model.id} on {model.device}{ahead}"
+def _introduced(models: Sequence[ModelInfo]) -> str:
+    first = models[0]
+    ahead = f", {first.look_ahead} frames after each are awaited" if first.look_ahead else ""
+    return f"{', '.join(model.id for model in models)} on {first.device}{ahead}"
 
 
-def why_not_mixed(pinned: ModelInfo, offered: ModelInfo) -> str | None:
-    """Why results of model `offered` must not join those of `pinned`; None when they are the same."""
-    if (pinned.sha256, pinned.scale) == (offered.sha256, offered.scale):
+def why_not_held(wanted: ModelInfo, offered: Sequence[ModelInfo]) -> str | None:
+    """Why a server of the models `offered` must get no frame that `wanted` is to restore; None when it may."""
+    if any((wanted.sha256, wanted.scale) == (model.sha256, model.scale) for model in offered):
         return None
+    held = ", ".join(f"{model.id} ({model.sha256[:12]})" for model in offered)
     return (
-        f"this session's frames were restored by {pinned.id} ({pinned.sha256[:12]}), the server now holds "
-        f"{offered.id} ({offered.sha256[:12]}): results of two models are never mixed; "
-        "restart the server with the first, or begin a new session"
+        f"this session's frames are restored by {wanted.id} ({wanted.sha256[:12]}), the server holds {held}: "
+        "models are never mixed unasked; restart the server with the first, or begin a new session"
     )

@@ -44,6 +44,7 @@ MAX_FRAME_ATTRIBUTES = 10_000  # frames, about 60 bytes each; every viewer parse
 # these many of the latest frames have to be looked at when a volume is resumed that was not closed.
 RECHECK = 3000
 _Place = tuple[int, tuple[int, ...]]  # number of the position, index within its array
+_By = tuple[str, str]  # id and sha256 of the model that computed a frame
 VERSIONS = ("numpy", "tensorstore", "ome-writers")
 
 
@@ -82,7 +83,7 @@ class SRStore:
         self._arrays: dict[int, Any] = {}
         # Model of each frame, None where it is not in the volume. By place, because a session that finishes
         # the work of another may number the frames differently.
-        self._frames: dict[_Place, str | None] = {}
+        self._frames: dict[_Place, _By | None] = {}
         self._written = 0
         self._extent: dict[int, list[int]] = {}  # by position: size that holds every frame we know of
         for entry in found.frames.values():
@@ -222,8 +223,8 @@ class SRStore:
         pixels : (Y, X), dtype of the layout
         entry : mapping, optional
             Further fields of its :class:`~live_sr.client.journal.Entry`: ``index`` (the event's own, where it
-            differs), ``n``, ``deferred``, ``latency_ms``, ``raw_crc32``, ``used``, ``filled``, and
-            ``model_sha256`` after a change of the model.
+            differs), ``n``, ``deferred``, ``latency_ms``, ``raw_crc32``, ``used``, ``filled``; ``model`` and
+            ``model_sha256`` where another model than the volume's own computed it.
 
         Raises
         ------
@@ -231,8 +232,11 @@ class SRStore:
             When the frame does not fit the volume, or frame or line could not be stored, for example on a full
             disk; the frame does not count as written then. Others may be written afterwards.
         """
-        model = {"model_sha256": self.provenance["model"]["sha256"]}
-        line = _entry(seq, index, "saved", {**model, **(entry or {})})
+        fields = {**(entry or {})}
+        if "model_sha256" not in fields:
+            own = self.provenance["model"]
+            fields |= {"model": own["id"], "model_sha256": own["sha256"]}
+        line = _entry(seq, index, "saved", fields)
         place = p, where = self.layout.locate(index)
         if pixels.shape != self.layout.frame_shape or pixels.dtype.name != self.layout.dtype:
             raise StoreError(
@@ -339,11 +343,18 @@ class SRStore:
 
     def _remember(self, place: _Place, line: Entry) -> None:
         p, where = place
-        model = (line.model_sha256 or "unknown") if line.status == "saved" else None
+        model = self._model_of(line)
         self._written += (model is not None) - (self._frames.get(place) is not None)
         self._frames[place] = model
         extent = self._extent.setdefault(p, [1] * len(where))
         extent[:] = [max(n, i + 1) for n, i in zip(extent, where, strict=True)]
+
+    def _model_of(self, line: Entry) -> _By | None:
+        """Of a frame that is in the volume; older journals name the volume's own model by its hash alone."""
+        if line.status != "saved":
+            return None
+        own, sha256 = self.provenance["model"], line.model_sha256 or "unknown"
+        return line.model or (own["id"] if sha256 == own["sha256"] else "unknown"), sha256
 
     def _array(self, p: int) -> Any:
         if p not in self._arrays:
@@ -380,6 +391,7 @@ class SRStore:
 
     def _store_attributes(self, counts: Mapping[str, int], status: str, more: dict[str, Any]) -> None:
         models = Counter(model for model in self._frames.values() if model is not None)
+        few = len(self._frames) <= MAX_FRAME_ATTRIBUTES
         self.provenance = {
             **self.provenance,
             **more,
@@ -387,14 +399,17 @@ class SRStore:
             "counts": dict(counts),
             "finished": _now(),
             "written": self._written,
-            "frames_by_model": dict(models),
+            "models": [{"id": m[0], "sha256": m[1], "frames": n} for m, n in models.items()],
             "journal": self._journal.path.name,
-            "frames": self._frame_columns() if len(self._frames) <= MAX_FRAME_ATTRIBUTES else None,
+            "frames": self._frame_columns(list(models)) if few else None,
         }
         _write_attributes(self.path, self.provenance)
 
-    def _frame_columns(self) -> dict[str, Any]:
-        """Per-frame attributes as columns, in the order of storage; the journal has them in full."""
+    def _frame_columns(self, models: list[_By]) -> dict[str, Any]:
+        """Per-frame attributes as columns, in the order of storage; the journal has them in full.
+
+        "model" counts in the list of `models`.
+        """
         latest = {self.layout.locate(e.place): e for e in journals.read(self._journal.path).frames.values()}
         rows = sorted(latest.items(), key=lambda row: row[0])
         entries = [entry for _, entry in rows]
@@ -407,6 +422,7 @@ class SRStore:
             "status": [e.status for e in entries],
             "deferred": [e.deferred for e in entries],
             "latency_ms": [e.latency_ms for e in entries],
+            "model": [models.index(m) if (m := self._model_of(e)) is not None else None for e in entries],
         }
 
     def _recheck(self) -> None:

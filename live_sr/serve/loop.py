@@ -1,8 +1,8 @@
-"""Serves one model to many clients over one ROUTER socket. Knows the Upscaler protocol; imports no torch.
+"""Serves models to many clients over one ROUTER socket. Knows the Upscaler protocol; imports no torch.
 
 Two threads, neither of which waits for the other. The *socket thread* owns the socket, the sessions and the
 counters: it checks each message, answers heartbeats, fills the mailbox and sends results. The *engine thread*
-owns the upscaler: it warms it, then computes what the mailbox gives. Results come back through a queue.
+owns the upscalers: it warms them, then computes what the mailbox gives. Results come back through a queue.
 
 A session is a name that a client chose; the socket identity behind it changes when the client reconnects,
 and the newest gets the answers. One identity has one session.
@@ -11,6 +11,7 @@ and the newest gets the answers. One identity has one session.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import queue
@@ -36,6 +37,7 @@ from live_sr.timing import Durations
 from live_sr.upscaler import Upscaler
 from live_sr.wire import codec
 from live_sr.wire.messages import (
+    MAX_MODELS,
     MAX_SIDE,
     REFUSAL_CODES,
     End,
@@ -47,6 +49,7 @@ from live_sr.wire.messages import (
     RefusalCode,
     Result,
     Welcome,
+    fit_text,
 )
 
 CREDITS = 2  # one frame computing and one waiting keep the engine busy; more only adds latency
@@ -71,11 +74,23 @@ State = Literal["new", "warming", "ready", "stopping", "stopped"]
 
 
 @dataclass
+class ModelStats:
+    """What one model has done since the start: frames answered, calls of it, and their time."""
+
+    frames: int = 0
+    batches: int = 0
+    busy_s: float = 0.0
+    computed: Durations = field(default_factory=Durations)
+
+
+@dataclass
 class Stats:
     """Counters since the start. Changed by the socket thread only; others read single values.
 
     Attributes
     ----------
+    models : dict
+        By id of the model.
     unreachable : int
         Answers dropped because the client had gone.
     stale : int
@@ -86,7 +101,7 @@ class Stats:
         Sessions forgotten because the client did not read, or said nothing.
     """
 
-    frames: int = 0
+    models: dict[str, ModelStats]
     refused: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REFUSAL_CODES, 0))
     malformed: int = 0
     resent: int = 0
@@ -94,9 +109,29 @@ class Stats:
     stale: int = 0
     slow_clients: int = 0
     silent_clients: int = 0
-    batches: int = 0
-    busy_s: float = 0.0
-    computed: Durations = field(default_factory=Durations)
+
+    @property
+    def frames(self) -> int:
+        """Frames answered with a result."""
+        return sum(model.frames for model in self.models.values())
+
+    @property
+    def batches(self) -> int:
+        """Calls of the engine."""
+        return sum(model.batches for model in self.models.values())
+
+    @property
+    def busy_s(self) -> float:
+        """Time that it spent computing."""
+        return sum(model.busy_s for model in self.models.values())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Held:
+    """A model, and what clients are told about it: this server's limit may be lower than the model's."""
+
+    upscaler: Upscaler
+    info: ModelInfo
 
 
 @dataclass(eq=False)
@@ -104,6 +139,7 @@ class _Session:
     client: Client
     peer: bytes
     heard: float
+    model: _Held  # of frames that name none
     unsent: deque[_Answer] = field(default_factory=deque)
     stuck_since: float = 0.0  # meaningful while something is unsent
 
@@ -123,51 +159,50 @@ class _Answer:
 class _Computed:
     """What the engine thread made of one batch: pixels, or why not, for each job."""
 
+    model: ModelInfo
     outcomes: list[tuple[Job, Pixels | str]]
     started_ns: int
     took_s: float
 
 
 class Server:
-    """One model behind one address, as a context manager: entered, it listens; left, it has stopped.
+    """Models behind one address, as a context manager: entered, it listens; left, it has stopped.
 
     Parameters
     ----------
-    upscaler : Upscaler
-        Used by the engine thread alone from here on.
+    upscalers : Upscaler or sequence of Upscaler
+        Used by the engine thread alone from here on. The first is for those who ask for none.
     settings : ServerSettings
         Where to listen, what to warm, and the limits.
 
     Raises
     ------
     ConfigError
-        For limits that contradict each other.
+        For limits that contradict each other, no model, too many, or two of one name.
     ModelError
-        When the upscaler's description of itself cannot be told to a client.
+        When an upscaler's description of itself cannot be told to a client.
     """
 
-    def __init__(self, upscaler: Upscaler, settings: ServerSettings) -> None:
-        self._upscaler = upscaler
+    def __init__(self, upscalers: Upscaler | Sequence[Upscaler], settings: ServerSettings) -> None:
         self._settings = settings
-        self._info = upscaler.info
-        self._max_pixels = min(settings.max_pixels, self._info.max_pixels)
+        several = (upscalers,) if isinstance(upscalers, Upscaler) else upscalers
+        held = [_Held(upscaler, _told_of(upscaler, settings.max_pixels)) for upscaler in several]
+        self.models = tuple(model.info for model in held)
         max_bytes = settings.mailbox_mb * 1_000_000
-        _check_limits(settings, self._max_pixels, self._info.frames, max_bytes)
-        try:
-            self.model = msgspec.convert(upscaler.info, ModelInfo, from_attributes=True)
-        except msgspec.ValidationError as e:
-            raise ModelError(f"model {self._info.id!r} describes itself wrongly: {e}") from e
-        self.model = msgspec.structs.replace(self.model, max_pixels=self._max_pixels)
+        _check_models(self.models)
+        for info in self.models:
+            _check_limits(settings, info.max_pixels, info.frames, max_bytes)
+        self._held = {model.info.sha256: model for model in held}  # the first is the default
         self.name = f"{socket.gethostname()[:64]}/{os.getpid()}/{secrets.token_hex(4)}"
         self.address = settings.bind
-        self.stats = Stats()
+        self.stats = Stats({info.id: ModelStats() for info in self.models})
         self.mailbox = Mailbox(max_bytes=max_bytes, credits=CREDITS)
         self._sessions: dict[str, _Session] = {}
         self._by_peer: dict[bytes, _Session] = {}
         self._lives = 0
         self._computed: queue.SimpleQueue[_Computed | Literal["warm", "ended"]] = queue.SimpleQueue()
         self._computing_since_ns = 0
-        self._well = True  # the engine's last frame succeeded; owned by the engine thread
+        self._unwell: set[str] = set()  # models whose last frame failed; owned by the engine thread
         self._stop_asked = False
         self._state: State = "new"
         self._error: BaseException | None = None
@@ -219,7 +254,7 @@ class Server:
         self._wake()
 
     def wait_ready(self, timeout: float | None) -> bool:
-        """Wait until the model is warm; False when `timeout` (s) passes or the server ends first."""
+        """Wait until all models are warm; False when `timeout` (s) passes or the server ends first."""
         with self._changed:
             self._changed.wait_for(lambda: self._state not in ("new", "warming"), timeout)
             return self._state == "ready"
@@ -238,6 +273,11 @@ class Server:
     def error(self) -> BaseException | None:
         """Why the server ended by itself; None while it runs and after :meth:`stop`."""
         return self._error
+
+    @property
+    def model(self) -> ModelInfo:
+        """The first model, for those who ask for none."""
+        return self.models[0]
 
     @property
     def sessions(self) -> int:
@@ -277,49 +317,41 @@ class Server:
             self._wake()
 
     def _warm(self) -> None:
-        shapes = [shape for shape in self._settings.warm_shapes if shape[0] * shape[1] <= self._max_pixels]
-        try:
-            self._upscaler.warm(shapes)
-        except LiveSRError:
-            raise
-        except Exception as e:
-            raise ModelError(
-                f"{self._info.id} failed to warm up for frames of {shapes} on {self._info.device}: {_told(e)}"
-            ) from e
+        for model in self._held.values():
+            info = model.info
+            shapes = [shape for shape in self._settings.warm_shapes if shape[0] * shape[1] <= info.max_pixels]
+            try:
+                model.upscaler.warm(shapes)
+            except LiveSRError:
+                raise
+            except Exception as e:
+                raise ModelError(
+                    f"{info.id} failed to warm up for frames of {shapes} on {info.device}: {_told(e)}"
+                ) from e
 
     def _restore(self, jobs: list[Job]) -> _Computed:
         started = self._computing_since_ns = time.monotonic_ns()
-        outcomes = self._attempt(jobs)
+        model = self._held[jobs[0].model]
+        outcomes = self._attempt(model, jobs)
         if len(jobs) > 1 and any(isinstance(outcome, str) for _, outcome in outcomes):
             # One frame must not fail its neighbours, and a batch may be too large where one frame is not.
-            outcomes = [outcome for job in jobs for outcome in self._attempt([job])]
+            outcomes = [outcome for job in jobs for outcome in self._attempt(model, [job])]
         took_s = (time.monotonic_ns() - started) / 1e9
         self._computing_since_ns = 0
-        return _Computed(outcomes, started, took_s)
+        return _Computed(model.info, outcomes, started, took_s)
 
-    def _attempt(self, jobs: list[Job]) -> list[tuple[Job, Pixels | str]]:
+    def _attempt(self, model: _Held, jobs: list[Job]) -> list[tuple[Job, Pixels | str]]:
+        name = model.info.id
         try:
-            restored = self._upscaler.upscale([job.pixels for job in jobs])
-            self._check(jobs, restored)
+            restored = model.upscaler.upscale([job.pixels for job in jobs])
+            _check(model.info, jobs, restored)
         except Exception as e:  # whatever a model raises fails these frames, not the server
-            if self._well:  # once, not for every frame of a model that fails them all
-                log.exception("%s failed on a frame of %s", self._info.id, jobs[0].pixels.shape)
-            self._well = False
+            if name not in self._unwell:  # once, not for every frame of a model that fails them all
+                log.exception("%s failed on a frame of %s", name, jobs[0].pixels.shape)
+            self._unwell.add(name)
             return [(job, _told(e)) for job in jobs]
-        self._well = True
+        self._unwell.discard(name)
         return list(zip(jobs, restored, strict=True))
-
-    def _check(self, jobs: Sequence[Job], restored: Sequence[Pixels]) -> None:
-        if len(restored) != len(jobs):
-            raise ModelError(f"{self._info.id} returned {len(restored)} results for {len(jobs)} frames")
-        for job, pixels in zip(jobs, restored, strict=True):
-            y, x = job.pixels.shape[-2:]
-            expected = ((y * self._info.scale, x * self._info.scale), job.pixels.dtype)
-            if (pixels.shape, pixels.dtype) != expected:
-                raise ModelError(
-                    f"{self._info.id} returned {pixels.shape} {pixels.dtype} for a frame of {(y, x)} "
-                    f"{job.pixels.dtype}: expected {expected[0]} {expected[1]}"
-                )
 
     # ---------------------------------------------------------------- the socket thread
 
@@ -399,8 +431,11 @@ class Server:
     def _on_hello(self, peer: bytes, hello: Hello) -> None:
         if self._state == "stopping":
             return  # unanswered: the client asks again until the next server comes
-        if hello.model not in ("", self._info.id):
-            why = f"this server holds {self._info.id}, not {hello.model}: ask for it, or start another server"
+        models = self._held.values()
+        model = next((m for m in models if hello.model in ("", m.info.id)), None)
+        if model is None:
+            held = f"this server holds {self._names}, not {hello.model}"
+            why = f"{held}: ask for what it holds, or start another server"
             self._refuse(peer, hello.session, "unknown_model", why)
             return
         former = self._by_peer.pop(peer, None)
@@ -413,24 +448,34 @@ class Server:
                 self._refuse(peer, hello.session, "busy", why)
                 return
             self._lives += 1
-            session = _Session((hello.session, self._lives), peer, time.monotonic())
+            session = _Session((hello.session, self._lives), peer, time.monotonic(), model)
             self._sessions[hello.session] = session
         else:
             self._by_peer.pop(session.peer, None)
-        session.peer, session.heard = peer, time.monotonic()
+        session.peer, session.heard, session.model = peer, time.monotonic(), model
         self._by_peer[peer] = session
         self._welcome(session)
 
     def _welcome(self, session: _Session) -> None:
         warm = self._state == "ready"
-        self._answer(session, Welcome(self.name, __version__, self.model, warm=warm, credits=CREDITS))
+        mine = session.model.info
+        models = (mine, *(info for info in self.models if info is not mine))
+        self._answer(session, Welcome(self.name, __version__, models, warm=warm, credits=CREDITS))
 
     def _on_frame(self, peer: bytes, frame: FrameMessage, pixels: Pixels) -> None:
         session = self._by_peer.get(peer)
         if session is None or session.name != frame.session:
             self._refuse(peer, frame.session, "not_ready", _HELLO_FIRST, frame.seq)
             return
-        no = self._why_not(frame) or self._offer(Job(session.client, frame.seq, pixels, time.monotonic_ns()))
+        model = self._held.get(frame.model) if frame.model else session.model
+        if model is None:
+            no: tuple[RefusalCode, str] | None = (
+                "unknown_model",
+                f"this server holds {self._names}, not the model {frame.model[:12]}",
+            )
+        else:
+            job = Job(session.client, frame.seq, pixels, time.monotonic_ns(), model.info.sha256)
+            no = self._why_not(frame, model.info) or self._offer(job)
         if no is not None:
             self._answer(session, self._refusal(session.name, *no, seq=frame.seq))
 
@@ -444,28 +489,32 @@ class Server:
             self.stats.resent += 1
         return None  # when the mailbox has closed, too: the frame is then offered to the next server
 
-    def _why_not(self, frame: FrameMessage) -> tuple[RefusalCode, str] | None:
+    def _why_not(self, frame: FrameMessage, model: ModelInfo) -> tuple[RefusalCode, str] | None:
         y, x = frame.shape
         if self._state == "warming":
-            return "not_ready", f"{self._info.id} is warming up: wait for the second welcome"
-        if y * x > self._max_pixels:
+            return "not_ready", f"{self._names}: warming up, wait for the second welcome"
+        if y * x > model.max_pixels:
             return "too_large", (
-                f"a frame of {y} × {x} is over this server's limit of {self._max_pixels} pixels: "
+                f"a frame of {y} × {x} is over this server's limit of {model.max_pixels} pixels: "
                 "read out a smaller region, or raise max_pixels in the server's settings"
             )
-        if max(y, x) * self._info.scale > MAX_SIDE:
+        if max(y, x) * model.scale > MAX_SIDE:
             return (
                 "too_large",
-                f"{y} × {x}, enlarged {self._info.scale} times, is over {MAX_SIDE} pixels along one axis",
+                f"{y} × {x}, enlarged {model.scale} times, is over {MAX_SIDE} pixels along one axis",
             )
-        if frame.planes != self._info.frames:
+        if frame.planes != model.frames:
             return "planes", (
-                f"{self._info.id} sees {self._info.frames} frames at once, {frame.planes} arrived: "
+                f"{model.id} sees {model.frames} frames at once, {frame.planes} arrived: "
                 "send as many as the welcome says"
             )
-        if frame.dtype not in self._info.dtypes:
-            return "dtype", f"{self._info.id} takes {' or '.join(self._info.dtypes)}, not {frame.dtype}"
+        if frame.dtype not in model.dtypes:
+            return "dtype", f"{model.id} takes {' or '.join(model.dtypes)}, not {frame.dtype}"
         return None
+
+    @property
+    def _names(self) -> str:
+        return ", ".join(info.id for info in self.models)
 
     def _on_heartbeat(self, peer: bytes, question: Heartbeat) -> None:
         answer = Heartbeat(
@@ -494,10 +543,11 @@ class Server:
                     self._welcome(session)
 
     def _on_computed(self, computed: _Computed) -> None:
-        self.stats.batches += 1
-        self.stats.busy_s += computed.took_s
+        stats = self.stats.models[computed.model.id]
+        stats.batches += 1
+        stats.busy_s += computed.took_s
         for job, outcome in computed.outcomes:
-            self.stats.computed.add(computed.took_s * 1000)
+            stats.computed.add(computed.took_s * 1000)
             self._on_outcome(job, outcome, computed)
 
     def _on_outcome(self, job: Job, outcome: Pixels | str, computed: _Computed) -> None:
@@ -515,7 +565,7 @@ class Server:
             seq=job.seq,
             shape=(y, x),
             dtype="uint8" if outcome.dtype.itemsize == 1 else "uint16",
-            model_sha256=self._info.sha256,
+            model_sha256=computed.model.sha256,
             waited_ms=(computed.started_ns - job.arrived_ns) / 1e6,
             computed_ms=computed.took_s * 1000,
         )
@@ -548,11 +598,11 @@ class Server:
             if answer.job is not None:
                 self.mailbox.done(answer.job)
             if sent == "sent" and isinstance(answer.message, Result):
-                self.stats.frames += 1
+                self.stats.models[self._held[answer.message.model_sha256].info.id].frames += 1
 
     def _refusal(self, session: str, code: RefusalCode, why: str, *, seq: int | None) -> Refusal:
         self.stats.refused[code] += 1
-        return Refusal(session=session, code=code, message=_fit(why), seq=seq)
+        return Refusal(session=session, code=code, message=fit_text(why), seq=seq)
 
     def _refuse(self, peer: bytes, session: str, code: RefusalCode, why: str, seq: int | None = None) -> None:
         """Refuse a peer without a session: said once, not kept for it."""
@@ -606,7 +656,8 @@ class Server:
         router.router_mandatory = True  # else ROUTER drops without a word what it cannot send
         router.linger = LINGER_MS
         router.sndhwm = router.rcvhwm = IN_SOCKET
-        router.maxmsgsize = self._max_pixels * 2 * self._info.frames * TOO_LARGE_READ + HEADER_ROOM
+        largest = max(info.max_pixels * 2 * info.frames for info in self.models)
+        router.maxmsgsize = largest * TOO_LARGE_READ + HEADER_ROOM
         router.ipv6 = "[" in bind
         router.heartbeat_ivl = PING_MS
         router.heartbeat_timeout = PING_TIMEOUT_MS
@@ -631,6 +682,40 @@ class Server:
 
 
 _HELLO_FIRST = "this server does not know the session (it was restarted, or heard nothing for long): say hello"
+
+
+def _told_of(upscaler: Upscaler, max_pixels: int) -> ModelInfo:
+    """What clients are told about a model, with the lower of its limit and this server's."""
+    info = upscaler.info
+    try:
+        told = msgspec.convert(info, ModelInfo, from_attributes=True)
+    except msgspec.ValidationError as e:
+        raise ModelError(f"model {info.id!r} describes itself wrongly: {e}") from e
+    return msgspec.structs.replace(told, max_pixels=min(max_pixels, told.max_pixels))
+
+
+def _check(model: ModelInfo, jobs: Sequence[Job], restored: Sequence[Pixels]) -> None:
+    if len(restored) != len(jobs):
+        raise ModelError(f"{model.id} returned {len(restored)} results for {len(jobs)} frames")
+    for job, pixels in zip(jobs, restored, strict=True):
+        y, x = job.pixels.shape[-2:]
+        expected = ((y * model.scale, x * model.scale), job.pixels.dtype)
+        if (pixels.shape, pixels.dtype) != expected:
+            raise ModelError(
+                f"{model.id} returned {pixels.shape} {pixels.dtype} for a frame of {(y, x)} "
+                f"{job.pixels.dtype}: expected {expected[0]} {expected[1]}"
+            )
+
+
+def _check_models(models: Sequence[ModelInfo]) -> None:
+    if not 1 <= len(models) <= MAX_MODELS:
+        raise ConfigError(f"{len(models)} models are named: a server holds 1 to {MAX_MODELS}")
+    for a, b in itertools.combinations(models, 2):
+        if a.id == b.id or a.sha256 == b.sha256:
+            raise ConfigError(
+                f"{a.id} ({a.sha256[:12]}) and {b.id} ({b.sha256[:12]}) cannot be told apart: name each model "
+                "once, and give no two the same name"
+            )
 
 
 def _check_limits(settings: ServerSettings, max_pixels: int, frames: int, max_bytes: int) -> None:
@@ -659,8 +744,3 @@ def _ipc_in_use(bind: str) -> bool:
 
 def _told(error: Exception) -> str:
     return str(error) if isinstance(error, LiveSRError) else f"{type(error).__name__}: {error}"
-
-
-def _fit(text: str) -> str:
-    """Make `text` fit a message: bounded, and without what UTF-8 cannot say (parts of odd file names)."""
-    return text[:1024].encode("utf-8", "replace").decode()

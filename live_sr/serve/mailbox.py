@@ -1,4 +1,4 @@
-"""Frames waiting for the engine, shared fairly among clients. Knows no socket, message or model.
+"""Frames waiting for the engine, shared fairly among clients. Knows no socket and no message.
 
 One thread puts, another takes. Bounded in bytes as a whole and in frames per client; what does not fit is
 turned away at once, with the reason, and stays the client's to offer again.
@@ -29,12 +29,15 @@ class Job:
         For a multi-frame model (frames, Y, X).
     arrived_ns : int
         ``time.monotonic_ns()`` when it came off the socket.
+    model : str
+        What shall restore it; only frames for the same are computed together.
     """
 
     client: Client
     seq: int
     pixels: Pixels
     arrived_ns: int
+    model: str = ""
 
 
 class Mailbox:
@@ -82,7 +85,7 @@ class Mailbox:
             return "queued"
 
     def take(self, max_batch: int) -> list[Job]:
-        """Wait for frames and take up to `max_batch` of one shape and dtype; empty once closed.
+        """Wait for frames and take up to `max_batch` of one model, shape and dtype; empty once closed.
 
         The first is from the client whose turn it is; the rest join it, one per client and round, when they
         are alike.
@@ -155,4 +158,4 @@ class Mailbox:
 
 
 def _alike(a: Job, b: Job) -> bool:
-    return a.pixels.shape == b.pixels.shape and a.pixels.dtype == b.pixels.dtype
+    return (a.model, a.pixels.shape, a.pixels.dtype) == (b.model, b.pixels.shape, b.pixels.dtype)

@@ -78,7 +78,10 @@ class _Counters:
         from prometheus_client.core import SummaryMetricFamily as Summary
 
         server, stats, mailbox = self._server, self._server.stats, self._server.mailbox
-        yield Counter("live_sr_frames_served", "Frames answered with a result.", value=stats.frames)
+        served = Counter("live_sr_frames_served", "Frames answered with a result.", labels=["model"])
+        for model, did in stats.models.items():
+            served.add_metric([model], did.frames)
+        yield served
         refused = Counter("live_sr_refused", "Frames and sessions refused, by reason.", labels=["code"])
         for code, n in stats.refused.items():
             refused.add_metric([code], n)
@@ -93,19 +96,17 @@ class _Counters:
         forgotten.add_metric(["silent"], stats.silent_clients)
         yield forgotten
         yield Counter("live_sr_resent", "Frames offered again while still held.", value=stats.resent)
-        yield Gauge("live_sr_ready", "1 when the model is warm.", value=server.state == "ready")
+        yield Gauge("live_sr_ready", "1 when all models are warm.", value=server.state == "ready")
         yield Gauge("live_sr_sessions", "Clients connected.", value=server.sessions)
         yield Gauge("live_sr_waiting_frames", "Frames waiting for the engine.", value=mailbox.frames)
         yield Gauge("live_sr_waiting_bytes", "Memory of the waiting frames.", value=mailbox.bytes)
         yield Gauge("live_sr_waiting_bytes_limit", "Memory allowed for them.", value=mailbox.max_bytes)
         yield Counter("live_sr_busy_seconds", "Time the engine spent computing.", value=stats.busy_s)
-        yield Summary(
-            "live_sr_batch_seconds",
-            "Computing time of one call of the engine.",
-            count_value=stats.batches,
-            sum_value=stats.busy_s,
-        )
-        recent = Gauge("live_sr_compute_ms", "Computing time of recent frames.", labels=["percentile"])
-        for name, ms in stats.computed.percentiles()._asdict().items():
-            recent.add_metric([name], ms)
+        calls = Summary("live_sr_batch_seconds", "Computing time of one call of the engine.", labels=["model"])
+        recent = Gauge("live_sr_compute_ms", "Computing time of recent frames.", labels=["model", "percentile"])
+        for model, did in stats.models.items():
+            calls.add_metric([model], count_value=did.batches, sum_value=did.busy_s)
+            for name, ms in did.computed.percentiles()._asdict().items():
+                recent.add_metric([model, name], ms)
+        yield calls
         yield recent

@@ -1,6 +1,6 @@
-"""`live-sr serve`: joins a model and a server, and runs them until told to stop.
+"""`live-sr serve`: joins models and a server, and runs them until told to stop.
 
-The one place where serving meets torch, and only when the model needs it.
+The one place where serving meets torch, and only when a model needs it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import functools
 import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
+
+import msgspec
 
 from live_sr import __version__
 from live_sr.config import ServerSettings
@@ -54,10 +56,11 @@ def serve(settings: ServerSettings, *, announce: Callable[[str], None] = _say) -
     ConfigError
         When the address must not or cannot be listened on, or the settings contradict each other.
     ModelError
-        When the model cannot be loaded or warmed.
+        When a model cannot be loaded or warmed.
     """
     check_bind(settings.bind)
-    server = Server(load_upscaler(settings), settings)
+    each = [msgspec.structs.replace(settings, model=name) for name in settings.models]
+    server = Server([load_upscaler(one) for one in each], settings)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_signals_call(server.stop))
         stack.enter_context(server)
@@ -68,7 +71,8 @@ def serve(settings: ServerSettings, *, announce: Callable[[str], None] = _say) -
         while server.state == "warming":
             server.wait_ready(LOOK_S)
         if server.state == "ready":
-            announce(f"ready: {server.address} serves {server.model.id}. Stop with Ctrl-C.")
+            names = ", ".join(model.id for model in server.models)
+            announce(f"ready: {server.address} serves {names}. Stop with Ctrl-C.")
         _wait(server, announce)
     if server.error is not None:
         raise server.error
@@ -77,7 +81,7 @@ def serve(settings: ServerSettings, *, announce: Callable[[str], None] = _say) -
 
 
 def load_upscaler(settings: ServerSettings) -> Upscaler:
-    """The model that the settings name.
+    """The model that the settings name; of several the first.
 
     Raises
     ------
@@ -86,8 +90,9 @@ def load_upscaler(settings: ServerSettings) -> Upscaler:
     ModelError
         When the model is missing, damaged, or fails its own check.
     """
-    if settings.model in STAND_INS:
-        scale, frames = STAND_INS[settings.model]
+    model = settings.models[0]
+    if model in STAND_INS:
+        scale, frames = STAND_INS[model]
         return Bilinear(scale, frames=frames, max_pixels=settings.max_pixels)
     try:
         from live_sr.model.engine import load_engine
@@ -95,11 +100,11 @@ def load_upscaler(settings: ServerSettings) -> Upscaler:
         if e.name != "torch":
             raise
         raise ConfigError(
-            f"model {settings.model} needs torch, which is not installed: pip install 'live-sr[serve]', "
+            f"model {model} needs torch, which is not installed: pip install 'live-sr[serve]', "
             "or try the link with --model bilinear-x4"
         ) from e
     return load_engine(
-        settings.model,
+        model,
         device=settings.device,
         precision=settings.precision,
         threads=settings.threads,
@@ -108,18 +113,21 @@ def load_upscaler(settings: ServerSettings) -> Upscaler:
 
 
 def _introduce(server: Server, settings: ServerSettings, announce: Callable[[str], None]) -> None:
-    model = server.model
     announce(f"live-sr {__version__} server at {server.address}")
-    announce(
-        f"model {model.id} (sha256 {model.sha256[:12]}), {model.scale} times finer along y and x, "
-        f"{model.precision} on {model.device}"
-    )
-    if model.look_ahead:
+    for model in server.models:
         announce(
-            f"it sees {model.frames} frames at once, along {model.neighbours}: a frame comes out when the "
-            f"{model.look_ahead} after it are in"
+            f"model {model.id} (sha256 {model.sha256[:12]}), {model.scale} times finer along y and x, "
+            f"{model.precision} on {model.device}"
         )
-    announce(f"frames up to {model.max_pixels} pixels; {settings.mailbox_mb} MB may wait")
+        if model.look_ahead:
+            announce(
+                f"it sees {model.frames} frames at once, along {model.neighbours}: a frame comes out when the "
+                f"{model.look_ahead} after it are in"
+            )
+    if len(server.models) > 1:
+        announce(f"{server.model.id} restores frames that ask for no model")
+    largest = max(model.max_pixels for model in server.models)
+    announce(f"frames up to {largest} pixels; {settings.mailbox_mb} MB may wait")
 
 
 def _wait(server: Server, announce: Callable[[str], None]) -> None:
@@ -133,7 +141,9 @@ def _wait(server: Server, announce: Callable[[str], None]) -> None:
 def _sum_up(server: Server, announce: Callable[[str], None]) -> None:
     stats = server.stats
     refused = ", ".join(f"{code} {n}" for code, n in stats.refused.items() if n) or "none"
-    announce(f"stopped: {stats.frames} frames served; refused: {refused}")
+    by_model = ", ".join(f"{name} {model.frames}" for name, model in stats.models.items())
+    served = f"{stats.frames} frames served{f' ({by_model})' if len(stats.models) > 1 else ''}"
+    announce(f"stopped: {served}; refused: {refused}")
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from live_sr.wire.messages import PROTOCOL, FrameMessage, Message, Result
 Buffer: TypeAlias = bytes | bytearray | memoryview
 MAGIC = b"LSR"
 PREFIX = len(MAGIC) + 1
-MAX_HEADER = 16 * 1024  # bytes; the largest legal header is under 6 kB
+MAX_HEADER = 32 * 1024  # bytes; the largest legal header, a welcome to eight models, is under 16 kB
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Message)

@@ -21,11 +21,13 @@ from msgspec import Meta, Struct
 
 from live_sr.neighbours import MAX_FRAMES, FrameCount, Neighbours
 
-PROTOCOL = 2
+PROTOCOL = 3
 
+MAX_MODELS = 8  # on one server: more than anyone compares, and a welcome stays a small message
 MAX_SIDE = 65_536  # pixels along one axis; larger than any detector, small enough that y * x fits 64 bits
 Name = Annotated[str, Meta(max_length=128)]
-Text = Annotated[str, Meta(max_length=1024)]
+MAX_TEXT = 1024  # characters; a sentence or two
+Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Side = Annotated[int, Meta(ge=1, le=MAX_SIDE)]
 Shape = tuple[Side, Side]
@@ -40,7 +42,7 @@ REFUSAL_CODES: tuple[str, ...] = get_args(RefusalCode)
 
 
 class Hello(Struct, frozen=True, tag="hello"):
-    """Opens or re-opens a session. `model` empty: whatever the server holds."""
+    """Opens or re-opens a session. `model` empty: the server's first."""
 
     session: Name
     version: Name
@@ -48,7 +50,7 @@ class Hello(Struct, frozen=True, tag="hello"):
 
 
 class ModelInfo(Struct, frozen=True):
-    """The model that a server holds; see :class:`live_sr.upscaler.UpscalerInfo`."""
+    """A model that a server holds; see :class:`live_sr.upscaler.UpscalerInfo`."""
 
     id: Name
     sha256: Name
@@ -68,11 +70,14 @@ class ModelInfo(Struct, frozen=True):
 
 
 class Welcome(Struct, frozen=True, tag="welcome"):
-    """The server's answer: what it holds, whether it is warm, how many frames may be in flight."""
+    """The server's answer: what it holds, whether it is warm, how many frames may be in flight.
+
+    Of the `models` the first is the session's: the one asked for in the Hello, or the server's first.
+    """
 
     server: Name
     version: Name
-    model: ModelInfo
+    models: Annotated[tuple[ModelInfo, ...], Meta(min_length=1, max_length=MAX_MODELS)]
     warm: bool
     credits: Annotated[int, Meta(ge=1, le=64)]
 
@@ -83,6 +88,8 @@ class FrameMessage(Struct, frozen=True, tag="frame"):
     For a multi-frame model they are the `planes` frames of `shape` that it needs, one after the other, the one
     to restore in the middle. Each message is complete: the server remembers no frame, and may be sent the same
     one again.
+
+    `model` is the sha256 of the model that shall restore it, one of those in the Welcome; empty: the session's.
     """
 
     session: Name
@@ -90,6 +97,7 @@ class FrameMessage(Struct, frozen=True, tag="frame"):
     shape: Shape
     dtype: Dtype
     planes: Planes = 1
+    model: Name = ""
 
 
 class Result(Struct, frozen=True, tag="result"):
@@ -131,6 +139,11 @@ class End(Struct, frozen=True, tag="end"):
     """The client is done: the server forgets the session and its waiting frames."""
 
     session: Name
+
+
+def fit_text(text: str) -> str:
+    """Make `text` fit a message: bounded, and without what UTF-8 cannot say (parts of odd file names)."""
+    return text[:MAX_TEXT].encode("utf-8", "replace").decode()
 
 
 FromClient = Hello | FrameMessage | Heartbeat | End

@@ -60,6 +60,20 @@ def camera(**options: object) -> Iterator[Camera]:
     assert counts.acquired == counts.in_flight + counts.deferred + counts.failed
 
 
+def test_while_held_back_every_frame_is_deferred_and_none_is_sent() -> None:
+    with camera() as c:
+        c.shoot()
+        c.outbox.hold_back(True)
+        c.shoot()
+        assert c.deferred == [0, 1]
+        assert c.outbox.take() is None
+        assert (c.ledger.sample().queued, c.ledger.sample().deferred) == (0, 2)
+        assert c.outbox.fullness == 0
+        c.outbox.hold_back(False)
+        assert [c.take() for _ in range(2)] == [0, 1]
+        assert c.shoot() == c.take() == 2
+
+
 def test_the_newest_frame_is_sent_first() -> None:
     with camera() as c:
         for _ in range(3):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,13 +16,12 @@ import zmq
 
 from conftest import ServerProcess
 from live_sr.client.link import Link, RemoteUpscaler
-from live_sr.config import ServerSettings
 from live_sr.errors import ConfigError, InputError, LiveSRError, RemoteError
 from live_sr.frame import Frame, Pixels, Restored
-from live_sr.serve.loop import Server
 from live_sr.upscaler import Bilinear, bilinear
 from live_sr.wire import codec
 from live_sr.wire.messages import Hello, ModelInfo, Welcome
+from rig import Brighter, Gated, serving
 
 WAIT_S = 20
 
@@ -56,12 +57,6 @@ class Ends:
 
 
 @contextmanager
-def serving(upscaler: Bilinear | None = None, address: str = "tcp://127.0.0.1:*") -> Iterator[Server]:
-    with Server(upscaler or Bilinear(2), ServerSettings(bind=address, warm_shapes=())) as server:
-        yield server
-
-
-@contextmanager
 def linked(address: str, ends: Ends, **options: object) -> Iterator[Link]:
     link = Link(address, session="test", source=ends, sink=ends, **options)  # type: ignore[arg-type]
     link.start()
@@ -81,6 +76,50 @@ def test_every_frame_comes_back_restored() -> None:
     for f in frames:
         np.testing.assert_array_equal(got[f.seq].pixels, bilinear(f.pixels, 2))
         assert got[f.seq].raw is f.pixels
+
+
+def test_a_frame_is_restored_by_the_model_that_it_names() -> None:
+    plus = Brighter(5)
+    frames = [frame(0), replace(frame(1), model_sha256=plus.info.sha256), frame(2)]
+    ends = Ends(frames)
+    with serving([Bilinear(2), plus]) as server, linked(server.address, ends) as link:
+        got = {r.seq: r for r in (ends.results.get(timeout=WAIT_S) for _ in frames)}
+        assert [model.id for model in link.status.models] == ["bilinear-x2", "plus-5"]
+    assert [got[i].model for i in range(3)] == ["bilinear-x2", "plus-5", "bilinear-x2"]
+    assert got[1].model_sha256 == plus.info.sha256
+    np.testing.assert_array_equal(got[1].pixels, bilinear(frames[1].pixels, 2) + np.uint16(5))
+
+
+def test_a_frame_for_a_model_that_is_not_held_is_the_senders_again() -> None:
+    ends = Ends([replace(frame(0), model_sha256="of another"), frame(1)])
+    with serving() as server, linked(server.address, ends):
+        seq, code, message = ends.refusals.get(timeout=WAIT_S)
+        assert (seq, code) == (0, "busy")
+        assert "does not hold" in message
+        assert ends.results.get(timeout=WAIT_S).seq == 1
+
+
+@pytest.mark.parametrize("still_held", [True, False])
+def test_a_frame_sent_again_keeps_its_model_or_is_the_senders_again(still_held: bool) -> None:
+    gate, plus = Gated(), Brighter(5)
+    ends = Ends([frame(0), replace(frame(1), model_sha256=plus.info.sha256)])
+    with contextlib.ExitStack() as stack:
+        with serving([gate, plus]) as first:
+            link = stack.enter_context(linked(first.address, ends))
+            assert link.wait_ready(WAIT_S)
+            while link.status.in_flight < 2:
+                threading.Event().wait(0.01)
+            first.mailbox.close()  # nothing more is computed here
+            gate.open()
+        held = [plus, Bilinear(2)] if still_held else [Brighter(6), Bilinear(2)]
+        stack.enter_context(serving(held, first.address))
+        if still_held:
+            assert {ends.results.get(timeout=WAIT_S).model for _ in range(2)} == {"bilinear-x2", "plus-5"}
+        else:
+            assert ends.results.get(timeout=WAIT_S).model == "bilinear-x2"
+            seq, code, message = ends.refusals.get(timeout=WAIT_S)
+            assert (seq, code) == (1, "busy")
+            assert "holds plus-5 no longer" in message
 
 
 def test_a_frame_is_sent_with_its_neighbours_and_comes_back_alone() -> None:
@@ -169,14 +208,21 @@ def test_frames_in_flight_survive_a_killed_server() -> None:
 def test_another_model_is_refused_and_nothing_is_mixed() -> None:
     ends = Ends([frame(0)])
 
-    def accept(model: ModelInfo) -> str | None:
-        return f"{model.id} is another model"
+    def accept(models: tuple[ModelInfo, ...]) -> str | None:
+        return f"{models[0].id} is another model"
 
     with serving() as server, linked(server.address, ends, accept=accept) as link:
         assert not link.wait_ready(WAIT_S)
         assert link.status.state == "refused"
         assert "another model" in link.status.detail
         assert ends.taken == 0
+
+
+def test_a_session_begins_with_the_model_that_it_asks_for() -> None:
+    ends = Ends([frame(0)])
+    models = [Bilinear(2), Brighter(5)]
+    with serving(models) as server, linked(server.address, ends, model="plus-5"):
+        assert ends.results.get(timeout=WAIT_S).model == "plus-5"
 
 
 def test_an_unknown_model_is_refused_with_what_the_server_holds() -> None:
@@ -209,7 +255,7 @@ def test_a_faulty_result_is_not_believed() -> None:
         with linked(f"tcp://127.0.0.1:{port}", ends) as link:
             who, *parts = router.recv_multipart()
             assert isinstance(codec.decode(parts)[0], Hello)
-            router.send_multipart([who, *codec.encode(Welcome("s", "0", model, warm=True, credits=2))])
+            router.send_multipart([who, *codec.encode(Welcome("s", "0", (model,), warm=True, credits=2))])
             assert link.wait_ready(WAIT_S)
             while len(parts) < 2:
                 who, *parts = router.recv_multipart()
@@ -235,6 +281,14 @@ def test_remote_upscaler_is_an_upscaler() -> None:
         assert remote.info.scale == 4
         pixels = frame(1).pixels
         np.testing.assert_array_equal(remote.upscale([pixels, pixels])[1], bilinear(pixels, 4))
+
+
+def test_remote_upscaler_stays_with_the_model_it_began_with() -> None:
+    models = [Bilinear(2), Brighter(5)]
+    with serving(models) as first, RemoteUpscaler(first.address, session="r", model="plus-5") as remote:
+        assert remote.info.id == "plus-5"
+        pixels = frame(1).pixels
+        np.testing.assert_array_equal(remote.upscale([pixels])[0], bilinear(pixels, 2) + np.uint16(5))
 
 
 def test_remote_upscaler_takes_what_the_servers_model_takes() -> None:

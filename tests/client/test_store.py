@@ -274,7 +274,7 @@ def test_provenance_is_there_from_the_beginning_and_completed_at_the_end(path: P
     assert begun["started"].endswith("+00:00")
 
     store.write(0, {"t": 0, "c": 1}, pixels(0), {"latency_ms": 12.5, "deferred": True})
-    store.write(1, {"t": 0, "c": 0}, pixels(1), {"latency_ms": 8, "model_sha256": "cd"})
+    store.write(1, {"t": 0, "c": 0}, pixels(1), {"latency_ms": 8, "model": "other", "model_sha256": "cd"})
     store.note_failure(2, {"t": 1, "c": 0}, "server gone")
     store.close({"acquired": 3, "saved": 2}, "incomplete", raw_complete=True)
 
@@ -283,7 +283,10 @@ def test_provenance_is_there_from_the_beginning_and_completed_at_the_end(path: P
     assert ended["counts"] == {"acquired": 3, "saved": 2}
     assert ended["raw_complete"] is True
     assert ended["written"] == 2
-    assert ended["frames_by_model"] == {SHA: 1, "cd": 1}
+    assert ended["models"] == [
+        {"id": PROVENANCE["model"]["id"], "sha256": SHA, "frames": 1},
+        {"id": "other", "sha256": "cd", "frames": 1},
+    ]
     assert ended["frames"] == {
         "axes": ["t", "c"],
         "where": [[0, 0], [0, 1], [1, 0]],
@@ -292,6 +295,7 @@ def test_provenance_is_there_from_the_beginning_and_completed_at_the_end(path: P
         "status": ["saved", "saved", "failed"],
         "deferred": [False, True, False],
         "latency_ms": [8.0, 12.5, None],
+        "model": [1, 0, None],
     }
 
 

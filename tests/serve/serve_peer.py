@@ -43,17 +43,17 @@ class Peer:
     def say(self, message: Message, pixels: Pixels | None = None) -> None:
         self.socket.send_multipart(codec.encode(message, pixels))
 
-    def hello(self, *, warm: bool = True) -> Welcome:
-        self.say(Hello(session=self.session, version="test"))
+    def hello(self, *, warm: bool = True, model: str = "") -> Welcome:
+        self.say(Hello(session=self.session, version="test", model=model))
         welcome = self.hear(Welcome)
         while welcome.warm < warm:
             welcome = self.hear(Welcome)
         return welcome
 
-    def offer(self, seq: int, pixels: Pixels) -> None:
+    def offer(self, seq: int, pixels: Pixels, model: str = "") -> None:
         *planes, y, x = pixels.shape
         dtype = "uint8" if pixels.dtype == np.uint8 else "uint16"
-        self.say(FrameMessage(self.session, seq, (y, x), dtype, *planes), pixels)  # type: ignore[arg-type]
+        self.say(FrameMessage(self.session, seq, (y, x), dtype, *planes, model=model), pixels)  # type: ignore[arg-type,misc]
 
     def next(self) -> tuple[Message, Pixels | None]:
         return codec.decode(self.socket.recv_multipart())
@@ -82,11 +82,16 @@ class Repeat:
     """Each pixel becomes a square; the first pixel's value tells the frames apart."""
 
     def __init__(
-        self, scale: int = 2, *, max_pixels: int = 1 << 20, dtypes: tuple[str, ...] = ("uint8", "uint16")
+        self,
+        scale: int = 2,
+        *,
+        max_pixels: int = 1 << 20,
+        dtypes: tuple[str, ...] = ("uint8", "uint16"),
+        name: str = "repeat",
     ) -> None:
         self._info = UpscalerInfo(
-            id="repeat",
-            sha256="ab" * 32,
+            id=name,
+            sha256=name.encode().hex() * 4,
             scale=scale,
             precision="exact",
             device="cpu",
@@ -114,8 +119,8 @@ class Repeat:
 class Gated(Repeat):
     """Computes one call for each :meth:`open`; `entered` tells that one is waiting at the gate."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, name: str = "repeat") -> None:
+        super().__init__(name=name)
         self.entered = threading.Semaphore(0)
         self._gate = threading.Semaphore(0)
 

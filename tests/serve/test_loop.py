@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,7 @@ def settings(**changes: object) -> ServerSettings:
 
 
 @contextlib.contextmanager
-def serving(upscaler: Upscaler, **changes: object) -> Iterator[Server]:
+def serving(upscaler: Upscaler | Sequence[Upscaler], **changes: object) -> Iterator[Server]:
     with Server(upscaler, settings(**changes)) as server:
         yield server
     assert server.state == "stopped"
@@ -63,13 +63,13 @@ def test_a_frame_comes_back_as_the_upscaler_made_it(dtype: type[np.uint8 | np.ui
     raw: Pixels = np.random.default_rng(1).integers(0, np.iinfo(dtype).max, (37, 53)).astype(dtype)  # type: ignore[assignment]
     with serving(Bilinear(4)) as server, Peer(server.address) as peer:
         welcome = peer.hello()
-        assert (welcome.model.id, welcome.model.scale, welcome.credits) == ("bilinear-x4", 4, CREDITS)
-        assert welcome.model.max_pixels == 1 << 20
+        assert (welcome.models[0].id, welcome.models[0].scale, welcome.credits) == ("bilinear-x4", 4, CREDITS)
+        assert welcome.models[0].max_pixels == 1 << 20
         peer.offer(5, raw)
         message, pixels = peer.next()
         assert isinstance(message, Result)
         assert pixels is not None
-        assert (message.seq, message.session, message.model_sha256) == (5, "s", welcome.model.sha256)
+        assert (message.seq, message.session, message.model_sha256) == (5, "s", welcome.models[0].sha256)
         assert message.computed_ms > 0
         np.testing.assert_array_equal(pixels, bilinear(raw, 4))
         assert pixels.dtype == dtype
@@ -133,6 +133,119 @@ def test_a_server_started_again_has_another_name() -> None:
         assert one.name != other.name
 
 
+# -------------------------------------------------------------------- several models
+
+
+def sha256(upscaler: Upscaler) -> str:
+    return upscaler.info.sha256
+
+
+def test_each_frame_is_restored_by_the_model_it_names_or_by_the_first() -> None:
+    held = two, four = Bilinear(2), Bilinear(4)
+    raw = frame(100)
+    with serving(held) as server, Peer(server.address) as peer:
+        assert [model.id for model in peer.hello().models] == ["bilinear-x2", "bilinear-x4"]
+        for seq, model in enumerate(("", sha256(four), sha256(two), sha256(four))):
+            peer.offer(seq, raw, model)
+            message, pixels = peer.next()
+            assert isinstance(message, Result)
+            assert pixels is not None
+            made = four if model == sha256(four) else two
+            assert message.model_sha256 == sha256(made)
+            np.testing.assert_array_equal(pixels, made.upscale([raw])[0])
+        ask(peer)
+        assert {name: did.frames for name, did in server.stats.models.items()} == {
+            "bilinear-x2": 2,
+            "bilinear-x4": 2,
+        }
+        assert server.stats.frames == server.stats.batches == 4
+
+
+def test_a_session_that_asks_for_a_model_gets_it_where_a_frame_names_none() -> None:
+    with serving([Bilinear(2), Bilinear(4)]) as server, Peer(server.address) as peer:
+        assert [model.id for model in peer.hello(model="bilinear-x4").models] == ["bilinear-x4", "bilinear-x2"]
+        peer.offer(0, frame(1))
+        assert peer.restored()[1].shape == (32, 32)
+        peer.hello(model="bilinear-x2")  # the same session, asking again
+        peer.offer(1, frame(1))
+        assert peer.restored()[1].shape == (16, 16)
+
+
+def test_a_frame_for_a_model_that_is_not_held_is_refused_and_the_next_is_served() -> None:
+    with serving([Bilinear(2), Bilinear(4)]) as server, Peer(server.address) as peer:
+        peer.hello()
+        peer.offer(5, frame(1), "ff" * 32)
+        refusal = peer.refused()
+        assert (refusal.code, refusal.seq) == ("unknown_model", 5)
+        assert "holds bilinear-x2, bilinear-x4, not the model ffffffffffff" in refusal.message
+        peer.offer(6, frame(1))
+        assert peer.restored()[0] == 6
+
+
+def test_the_frames_of_a_call_are_all_for_one_model() -> None:
+    first, second = Gated("first"), Repeat(name="other")
+    with serving([first, second], max_batch=8) as server, contextlib.ExitStack() as stack:
+        peers = [stack.enter_context(Peer(server.address, f"s{n}")) for n in range(5)]
+        for peer in peers:
+            peer.hello()
+        peers[0].offer(0, frame(0))
+        assert first.entered.acquire(timeout=S)
+        for n, peer in enumerate(peers[1:], 1):  # they wait together
+            peer.offer(0, frame(n), sha256((first, second)[n % 2]))
+            ask(peer)
+        first.open(2)
+        for peer in peers:
+            assert peer.restored()[0] == 0
+    assert first.batches == [[0], [2, 4]]
+    assert second.batches == [[1, 3]]
+
+
+def test_a_model_that_fails_does_not_fail_the_others_frames() -> None:
+    faulty, good = Faulty(), Repeat(name="good")
+    with serving([faulty, good]) as server, Peer(server.address) as peer:
+        peer.hello()
+        peer.offer(0, frame(13))
+        assert peer.refused().code == "failed"
+        peer.offer(1, frame(13), sha256(good))
+        assert peer.restored()[0] == 1
+
+
+def test_each_model_has_its_own_limits() -> None:
+    held = [Repeat(max_pixels=64), Bilinear(2, frames=3, max_pixels=10_000)]
+    with serving(held) as server, Peer(server.address) as peer:
+        assert [model.max_pixels for model in peer.hello().models] == [64, 10_000]
+        peer.offer(0, frame(1, (9, 9)))
+        assert peer.refused().code == "too_large"
+        peer.offer(1, np.ones((3, 90, 90), np.uint16), sha256(held[1]))
+        assert peer.restored()[1].shape == (180, 180)
+        peer.offer(2, frame(1), sha256(held[1]))
+        assert peer.refused().code == "planes"
+
+
+def test_the_gate_opens_when_all_models_are_warm() -> None:
+    slow = SlowToWarm()
+    with serving([Repeat(name="quick"), slow]) as server, Peer(server.address) as peer:
+        assert not peer.hello(warm=False).warm
+        slow.warmed.set()
+        assert len(peer.hear(Welcome).models) == 2
+
+
+@pytest.mark.parametrize(
+    ("held", "says"),
+    [
+        pytest.param([], "0 models are named: a server holds 1 to 8", id="none"),
+        pytest.param([Repeat(name=f"m{n}") for n in range(9)], "9 models are named", id="too many"),
+        pytest.param([Bilinear(2), Bilinear(2)], "cannot be told apart", id="one twice"),
+        pytest.param(
+            [Repeat(), Bilinear(2, frames=5, max_pixels=10**9)], "mailbox_mb = 1024", id="one too large"
+        ),
+    ],
+)
+def test_models_that_cannot_be_served_together_are_told(held: list[Upscaler], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        Server(held, ServerSettings(max_pixels=10**9))
+
+
 # -------------------------------------------------------------------- refusals
 
 
@@ -168,7 +281,7 @@ def test_an_unknown_model_is_refused_naming_the_one_held() -> None:
         assert (refusal.code, refusal.seq) == ("unknown_model", None)
         assert "holds repeat, not em-x8" in refusal.message
         peer.say(Hello(session="s", version="test", model="repeat"))
-        assert peer.hear(Welcome).model.id == "repeat"
+        assert peer.hear(Welcome).models[0].id == "repeat"
 
 
 @pytest.mark.parametrize(
@@ -199,7 +312,7 @@ def test_frames_that_cannot_be_restored_are_refused(pixels: Pixels, code: str, s
 def test_a_model_of_several_frames_restores_the_middle_one_of_a_message(frames: FrameCount) -> None:
     stack: Pixels = np.random.default_rng(2).integers(0, 4096, (frames, 9, 11)).astype(np.uint16)  # type: ignore[assignment]
     with serving(Bilinear(2, frames=frames, max_pixels=99)) as server, Peer(server.address) as peer:
-        model = peer.hello().model
+        model = peer.hello().models[0]
         assert (model.frames, model.look_ahead, model.neighbours) == (frames, frames // 2, "t or z")
         for seq in (4, 4, 5):  # the server remembers nothing: a message may be repeated
             peer.offer(seq, stack)

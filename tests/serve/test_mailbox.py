@@ -17,8 +17,10 @@ B: Client = ("b", 2)
 C: Client = ("c", 3)
 
 
-def job(client: Client, seq: int, *, side: int = 10, dtype: type[np.uint8 | np.uint16] = np.uint8) -> Job:
-    return Job(client, seq, frame(0, (side, side), dtype), arrived_ns=0)
+def job(
+    client: Client, seq: int, *, side: int = 10, dtype: type[np.uint8 | np.uint16] = np.uint8, model: str = ""
+) -> Job:
+    return Job(client, seq, frame(0, (side, side), dtype), arrived_ns=0, model=model)
 
 
 def taken(mailbox: Mailbox, max_batch: int = 1) -> list[tuple[str, int]]:
@@ -50,6 +52,14 @@ def test_a_batch_holds_frames_of_one_shape_and_dtype_from_several_clients() -> N
     assert taken(mailbox, 8) == [("a", 0), ("c", 0), ("c", 1)]
     assert taken(mailbox, 8) == [("b", 0)]
     assert taken(mailbox, 8) == [("a", 1)]
+
+
+def test_a_batch_never_mixes_models() -> None:
+    mailbox = Mailbox(max_bytes=10_000, credits=8)
+    for j in (job(A, 0, model="x"), job(A, 1, model="y"), job(B, 0, model="y"), job(C, 0, model="x")):
+        mailbox.put(j)
+    assert taken(mailbox, 8) == [("a", 0), ("c", 0)]
+    assert taken(mailbox, 8) == [("b", 0), ("a", 1)]
 
 
 def test_a_batch_is_never_larger_than_asked() -> None:

@@ -116,6 +116,37 @@ def test_the_service_says_when_it_is_ready_serves_and_ends_in_order(number: sign
     assert "Stop with Ctrl-C" in ready
 
 
+def test_the_service_tells_of_each_of_several_models() -> None:
+    with Process("bind='tcp://127.0.0.1:*', model=('bilinear-x2', 'bilinear-x4')") as process:
+        ready = process.until("ready: ")
+        assert ready.endswith("serves bilinear-x2, bilinear-x4. Stop with Ctrl-C.")
+        with Peer(address_of(ready)) as peer:
+            peer.hello()
+            peer.offer(0, frame(1))
+            peer.restored()
+            peer.offer(1, frame(1), Bilinear(4).info.sha256)
+            peer.restored()
+        process.signal(signal.SIGTERM)
+        assert process.until("stopped: ") == (
+            "stopped: 2 frames served (bilinear-x2 1, bilinear-x4 1); refused: none"
+        )
+        assert process.ended() == (0, "")
+    text = "\n".join(process.lines)
+    assert "model bilinear-x2 (sha256" in text
+    assert "model bilinear-x4 (sha256" in text
+    assert "bilinear-x2 restores frames that ask for no model" in text
+
+
+def test_settings_name_one_model_or_several(tmp_path: Path) -> None:
+    file = tmp_path / "server.toml"
+    for text, models in (('"a"', ("a",)), ('["a", "b"]', ("a", "b"))):
+        file.write_text(f"model = {text}\n")
+        assert config.load(file, ServerSettings).models == models
+    file.write_text("model = [1]\n")
+    with pytest.raises(ConfigError, match="model"):
+        config.load(file, ServerSettings)
+
+
 def test_a_port_in_use_is_told_with_what_to_do() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
@@ -201,14 +232,14 @@ def test_metrics_tell_what_the_server_did(server: Server) -> None:
         peer.socket.send(b"noise")
         peer.refused()
         after = scrape(metrics)
-    assert before["live_sr_frames_served_total"] == 0
-    assert after["live_sr_frames_served_total"] == 3
+    assert before['live_sr_frames_served_total{model="repeat"}'] == 0
+    assert after['live_sr_frames_served_total{model="repeat"}'] == 3
     assert after['live_sr_refused_total{code="too_large"}'] == 1
     assert after['live_sr_refused_total{code="busy"}'] == 0
     assert after["live_sr_malformed_total"] == 1
-    assert after["live_sr_batch_seconds_count"] == 3
-    assert after["live_sr_batch_seconds_sum"] == after["live_sr_busy_seconds_total"] > 0
-    assert after['live_sr_compute_ms{percentile="p50"}'] > 0
+    assert after['live_sr_batch_seconds_count{model="repeat"}'] == 3
+    assert after['live_sr_batch_seconds_sum{model="repeat"}'] == after["live_sr_busy_seconds_total"] > 0
+    assert after['live_sr_compute_ms{model="repeat",percentile="p50"}'] > 0
     assert (after["live_sr_ready"], after["live_sr_sessions"]) == (1, 1)
     assert (after["live_sr_waiting_frames"], after["live_sr_waiting_bytes"]) == (0, 0)
     assert after["live_sr_waiting_bytes_limit"] == 1024e6

@@ -16,6 +16,7 @@ from live_sr.frame import Pixels
 from live_sr.neighbours import FRAME_COUNTS, MAX_FRAMES
 from live_sr.wire import codec
 from live_sr.wire.messages import (
+    MAX_MODELS,
     MAX_SIDE,
     PROTOCOL,
     REFUSAL_CODES,
@@ -57,7 +58,12 @@ models = st.builds(
 plain = st.one_of(
     st.builds(Hello, session=names, version=names, model=names),
     st.builds(
-        Welcome, server=names, version=names, model=models, warm=st.booleans(), credits=st.integers(1, 64)
+        Welcome,
+        server=names,
+        version=names,
+        models=st.lists(models, min_size=1, max_size=MAX_MODELS).map(tuple),
+        warm=st.booleans(),
+        credits=st.integers(1, 64),
     ),
     st.builds(
         Refusal,
@@ -81,9 +87,9 @@ def test_a_message_without_pixels_comes_back_the_same(message: Message) -> None:
     assert codec.decode(received(codec.encode(message))) == (message, None)
 
 
-@given(pixels_2d, names, counts)
-def test_a_frame_comes_back_the_same(pixels: Pixels, session: str, seq: int) -> None:
-    sent = FrameMessage(session=session, seq=seq, shape=pixels.shape, dtype=pixels.dtype.name)  # type: ignore[arg-type]
+@given(pixels_2d, names, counts, names)
+def test_a_frame_comes_back_the_same(pixels: Pixels, session: str, seq: int, sha256: str) -> None:
+    sent = FrameMessage(session, seq, pixels.shape, pixels.dtype.name, model=sha256)  # type: ignore[arg-type]
     message, back = codec.decode(received(codec.encode(sent, pixels)))
     assert message == sent
     assert back is not None
@@ -161,18 +167,21 @@ def test_every_message_has_a_round_trip_here() -> None:
             Welcome(
                 server="€" * 128,
                 version="€" * 128,
-                model=ModelInfo(
-                    id="€" * 128,
-                    sha256="€" * 128,
-                    scale=16,
-                    precision="€" * 128,
-                    device="€" * 128,
-                    max_pixels=2**53,
-                    dtypes=("uint8", "uint16"),
-                    pixel_size_um=(0.1, 0.2),
-                    frames=5,
-                    neighbours="t or z",
-                ),
+                models=(
+                    ModelInfo(
+                        id="€" * 128,
+                        sha256="€" * 128,
+                        scale=16,
+                        precision="€" * 128,
+                        device="€" * 128,
+                        max_pixels=2**53,
+                        dtypes=("uint8", "uint16"),
+                        pixel_size_um=(0.1, 0.2),
+                        frames=5,
+                        neighbours="t or z",
+                    ),
+                )
+                * MAX_MODELS,
                 warm=True,
                 credits=64,
             ),
@@ -203,6 +212,17 @@ FRAME = {"type": "frame", "session": "s", "seq": 0, "shape": (2, 3), "dtype": "u
         pytest.param([b"GET / HTTP/1.1\r\n"], "another program", id="http"),
         pytest.param(
             [b"LSR" + bytes((PROTOCOL + 1,))], f"protocol {PROTOCOL + 1}, this side", id="newer protocol"
+        ),
+        pytest.param([b"LSR\x02\x80"], "protocol 2, this side 3: install the same", id="older protocol"),
+        pytest.param(
+            [
+                PREFIX
+                + msgspec.msgpack.encode(
+                    {"type": "welcome", "server": "s", "version": "1", "models": [], "warm": True, "credits": 2}
+                )
+            ],
+            "length >= 1",
+            id="no model",
         ),
         pytest.param([PREFIX], "unreadable header", id="no body"),
         pytest.param([PREFIX + b"\xc1"], "unreadable header", id="no msgpack"),
