@@ -1,4 +1,4 @@
-"""Connects slots to pymmcore-plus' signals, of psygnal or of Qt, to run where they are emitted. Imports no Qt."""
+"""Connects slots to pymmcore-plus' signals, of psygnal or of Qt, to run where they are emitted. No Qt."""
 
 from __future__ import annotations
 

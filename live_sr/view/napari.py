@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from live_sr.config import DEFAULT_FEED
 from live_sr.errors import ConfigError
 from live_sr.view import truth
+from live_sr.view.contrast import grey_window
 from live_sr.view.qt import SourceWidget, application
 from live_sr.view.source import Emits
 from live_sr.view.watcher import OnShow, Picture
@@ -56,15 +57,15 @@ class Layers(SourceWidget):
         """Put the newest frames into the layers: raw below, super-resolved above."""
         for side, picture in (("raw", show.left), ("sr", show.right)):
             if picture is not None:
-                self._put(side, picture, show)
+                self._put(side, picture)
 
-    def _put(self, side: str, picture: Picture, show: OnShow) -> None:
+    def _put(self, side: str, picture: Picture) -> None:
         told = _attributes(side, picture)
         layer = self._layers.get(side)
         if layer is None:
             self._given[side] = told
             self._layers[side] = self._viewer.add_image(
-                picture.pixels, colormap="gray", contrast_limits=show.window, **told
+                picture.pixels, colormap="gray", contrast_limits=_contrast(picture), **told
             )
             return
         if layer not in self._viewer.layers:
@@ -73,8 +74,8 @@ class Layers(SourceWidget):
             another = layer.data.dtype != picture.pixels.dtype
             layer.data = picture.pixels
             if another:
-                layer.contrast_limits_range = show.range
-                layer.contrast_limits = show.window
+                layer.reset_contrast_limits_range()
+                layer.contrast_limits = _contrast(picture)
         before, self._given[side] = self._given[side], told
         for name, value in told.items():
             if value != before[name]:
@@ -94,6 +95,11 @@ def run(feed: str = DEFAULT_FEED) -> None:
     viewer.window.add_dock_widget(Layers(viewer, feed), name="Live super-resolution", area="right")
     viewer.canvas.overlays.scale_bar.visible = True
     napari.run()
+
+
+def _contrast(picture: Picture) -> tuple[float, float]:
+    low, high = grey_window([picture.pixels])
+    return low, max(high, low + 1)  # napari divides by the difference
 
 
 def _attributes(side: str, picture: Picture) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from live_sr.client.feed import FeedStatus
 from live_sr.config import DEFAULT_FEED
 from live_sr.errors import ConfigError, LiveSRError
 from live_sr.view import truth
-from live_sr.view.contrast import Grey, to_8bit
+from live_sr.view.contrast import AutoWindow, Grey, grey_window, to_8bit
 from live_sr.view.source import HERE, Emits, Source, open_source
 from live_sr.view.watcher import OnShow, Picture
 
@@ -249,9 +249,8 @@ class LiveSRWidget(SourceWidget):
 
     def draw(self, show: OnShow) -> None:
         """Show the super-resolved frame."""
-        if show.right is None:
-            return
-        self.picture.show_grey(show.right, show)
+        if show.right is not None:
+            self.picture.show_grey(show.right)
 
 
 class _Image(QWidget):
@@ -263,15 +262,20 @@ class _Image(QWidget):
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Expanding)
         self._grey: Grey | None = None  # a QImage does not own its pixels
         self.image: QImage | None = None
+        self._auto = AutoWindow()
+        self._channel = ""
 
     def sizeHint(self) -> QSize:
         return QSize(512, 512)
 
-    def show_grey(self, picture: Picture, show: OnShow) -> None:
+    def show_grey(self, picture: Picture) -> None:
         pixels = picture.pixels
+        if picture.frame.channel != self._channel:  # the next channel has its own contrast, at once
+            self._auto, self._channel = AutoWindow(), picture.frame.channel
+        window = self._auto.follow(grey_window([pixels]), picture.received)
         room = SHARP * self.devicePixelRatioF() * max(self.width(), self.height())
         step = max(1, int(max(pixels.shape) / room))
-        self._grey = to_8bit(pixels[::step, ::step], show.window)
+        self._grey = to_8bit(pixels[::step, ::step], window)
         y, x = self._grey.shape
         self.image = QImage(self._grey.data, x, y, x, QImage.Format.Format_Grayscale8)
         self.update()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import time
 from dataclasses import dataclass
 from types import TracebackType
@@ -16,11 +17,10 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from live_sr.client.feed import FeedFrame, FeedStatus, Plane
+from live_sr.client.feed import LIVE_FIRST_S, FeedFrame, FeedStatus, Plane
 from live_sr.errors import ConfigError, InputError
 from live_sr.frame import check_pixels
 from live_sr.signals import connect_directly
-from live_sr.view.contrast import AutoWindow, grey_range, grey_window
 from live_sr.view.watcher import OnShow, Picture, Watcher
 from live_sr.wire.messages import Dtype
 
@@ -48,7 +48,10 @@ class Source(Protocol):
 
     @property
     def on_show(self) -> OnShow:
-        """Left the raw frame, right the super-resolved one; its `number` grows with every change."""
+        """Left the raw frame, right the super-resolved one; its `number` grows with every change.
+
+        Contrast is each viewer's own.
+        """
         ...
 
     @property
@@ -127,11 +130,10 @@ class Listener:
         # Each is replaced as a whole by an emitter's thread:
         self._raw: _Arrived | None = None
         self._sr: _Arrived | None = None
+        self._live_at = -math.inf
         # The viewer's thread:
         self._seen: tuple[_Arrived | None, _Arrived | None] = (None, None)
         self._on_show = OnShow()
-        self._auto = AutoWindow()
-        self._channel = ""
         self._said = False
 
     def __enter__(self) -> Self:
@@ -150,11 +152,17 @@ class Listener:
 
     def _take(self, img: NDArray[Any], event: Any, meta: Any) -> None:
         """Any thread, that of the acquisition among them: keeps and returns."""
-        arrived = _Arrived(next(self._numbers), img, event, meta, time.monotonic())
-        if "live_sr" in meta:
-            self._sr = arrived
-        else:
+        now = time.monotonic()
+        arrived = _Arrived(next(self._numbers), img, event, meta, now)
+        computed = meta.get("live_sr")
+        if computed is None:
             self._raw = arrived
+            return
+        if not computed.get("deferred"):
+            self._live_at = now
+        elif now - self._live_at < LIVE_FIRST_S:
+            return
+        self._sr = arrived
 
     @property
     def status(self) -> FeedStatus | None:
@@ -170,15 +178,9 @@ class Listener:
             return self._on_show
         self._seen = seen
         left, right = (self._picture(arrived) for arrived in (raw, sr))
-        shown = [picture for picture in (left, right) if picture is not None]
-        if not shown:
+        if left is None and right is None:
             return self._on_show
-        newest = max(shown, key=lambda picture: picture.received)
-        if newest.frame.channel != self._channel:  # the next channel has its own contrast, at once
-            self._auto, self._channel = AutoWindow(), newest.frame.channel
-        planes = [picture.pixels for picture in shown]
-        window = self._auto.follow(grey_window(planes), newest.received)
-        self._on_show = OnShow(self._on_show.number + 1, left, right, window, grey_range(planes))
+        self._on_show = OnShow(self._on_show.number + 1, left, right)
         return self._on_show
 
     def _picture(self, arrived: _Arrived | None) -> Picture | None:

@@ -50,7 +50,8 @@ def state(source: Source | None) -> str:
     status = source.status
     if status is None:
         return f"waiting for frames from {source.address}" if source.on_show.number == 0 else source.address
-    parts: list[str] = [status.state]
+    done = status.state == "draining" and _behind(status) == 0
+    parts: list[str] = ["idle" if done else status.state]
     server = status.server
     if server.state:
         where = " ".join(part for part in (server.device, server.precision) if part)
@@ -99,7 +100,12 @@ def problems(source: Source) -> list[str]:
 def _stale(source: Source, status: FeedStatus) -> bool:
     """Whether frames come in, but none came back lately."""
     shown = source.on_show.right
-    behind = sum(status.counts.get(name, 0) for name in ("queued", "in_flight", "deferred"))
+    behind = _behind(status)
     if shown is None or shown.age_ms / 1000 < STALE_S or behind <= STALE_FRAMES:
         return False
     return status.raw_fps == 0 or behind / status.raw_fps > STALE_S
+
+
+def _behind(status: FeedStatus) -> int:
+    """Frames that are on their way."""
+    return sum(status.counts.get(name, 0) for name in ("queued", "in_flight", "deferred"))

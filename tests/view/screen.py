@@ -1,6 +1,6 @@
 """A screen for windows that nobody sees, and a real Qt application on it.
 
-Qt's own ``offscreen`` platform draws no OpenGL, which ndv and napari need; Xvfb with Mesa's software renderer does.
+Qt's own ``offscreen`` platform draws no OpenGL, which ndv and napari need; Xvfb with Mesa's renderer does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     from qtpy.QtWidgets import QApplication, QWidget
 
 PATIENCE_S = 20.0  # for a loaded machine; nothing waits this long when it works
-NEEDED = "apt install xvfb libegl1 libgl1 libgl1-mesa-dri libopengl0 libxcb-cursor0 libxcb-icccm4 libxcb-keysyms1"
+NEEDED = (
+    "apt install xvfb libegl1 libgl1 libgl1-mesa-dri libopengl0 libdbus-1-3 libfontconfig1 libxkbcommon-x11-0 "
+    "libxcb-cursor0 libxcb-icccm4 libxcb-image0 libxcb-keysyms1 libxcb-render-util0 libxcb-shape0"
+)
+# It ends when its last window has closed its connection, also when this process is killed.
+XVFB = ("Xvfb", "-terminate", "-screen", "0", "1600x1200x24", "-nolisten", "tcp")
 
 
 def _missing() -> str | None:
@@ -38,9 +43,8 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[QApplication]:
         pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
     with pytest.MonkeyPatch.context() as patch:
         ours, theirs = os.pipe()
-        # It ends when its last window has closed its connection, also when this process is killed.
         server = subprocess.Popen(
-            ["Xvfb", "-displayfd", str(theirs), "-terminate", "-screen", "0", "1600x1200x24", "-nolisten", "tcp"],
+            [*XVFB, "-displayfd", str(theirs)],
             pass_fds=(theirs,),
             stderr=subprocess.DEVNULL,
         )

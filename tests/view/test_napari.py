@@ -120,6 +120,11 @@ def test_frames_of_another_shape_and_type_are_followed(feed: Feed, viewer: Viewe
     assert layer.contrast_limits[1] <= 255
 
 
+def test_a_black_frame_is_shown(feed: Feed, viewer: Viewer) -> None:
+    feed.show_pair(info(0), np.zeros((8, 8), np.uint16), np.zeros((32, 32), np.uint16))
+    until(lambda: len(viewer.layers) == 2)
+
+
 def test_contrast_and_visibility_stay_as_the_user_set_them(feed: Feed, viewer: Viewer) -> None:
     raw, sr = show(feed, viewer, 0)
     sr.contrast_limits = (1200, 2200)
@@ -142,7 +147,7 @@ def test_a_deleted_layer_stays_away_until_the_next_connect(feed: Feed, widget: L
 
 
 def test_a_session_of_this_process_is_shown_with_its_raw_frames(
-    mmc: CMMCorePlus,  # noqa: F811
+    mmc: CMMCorePlus,
     widget: Layers,
     viewer: Viewer,
 ) -> None:

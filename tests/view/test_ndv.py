@@ -23,7 +23,7 @@ def viewer(app: QApplication) -> Iterator[SRViewer]:
     from live_sr.view.ndv import SRViewer
 
     with pytest.MonkeyPatch.context() as patch:
-        # ndv fetches its icons from the internet, and draws letters where there is none: nothing to wait for here
+        # ndv fetches its icons from the internet, and draws letters where there is none: here is none
         for name in ("https_proxy", "HTTPS_PROXY"):
             patch.setenv(name, "http://127.0.0.1:9")
         viewer = SRViewer()
@@ -95,7 +95,9 @@ def test_frames_of_a_feed_are_followed_and_kept(viewer: SRViewer) -> None:
     assert greys[1] > 180, "dark on the left, bright on the right: OpenGL draws"
 
 
-def test_an_earlier_frame_is_held_until_the_slider_is_at_the_end_again(viewer: SRViewer, session: Session) -> None:
+def test_an_earlier_frame_is_held_until_the_slider_is_at_the_end_again(
+    viewer: SRViewer, session: Session
+) -> None:
     emit(viewer, session, 0, 1, 2)
     slider = viewer.viewer.display_model.current_index
     slider.update({"frame": 1})

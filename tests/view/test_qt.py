@@ -57,7 +57,9 @@ def test_the_newest_super_resolved_frame_is_drawn_with_its_label(feed: Feed, wid
     widget.watch(feed.address)
     assert widget.label.text() == "no super-resolved frame yet"
     until(lambda: feed.watched)
-    feed.status(FeedStatus(state="acquiring", server=ServerStatus("ready"), counts={"acquired": 9, "returned": 9}))
+    feed.status(
+        FeedStatus(state="acquiring", server=ServerStatus("ready"), counts={"acquired": 9, "returned": 9})
+    )
     raw, sr = planes(3)
     feed.show_pair(info(3), raw, sr)
     until(lambda: widget.label.text() == "computed image · em-x4" and widget.ledger.text())
@@ -181,7 +183,7 @@ def test_a_window_that_cannot_draw_says_so_and_lets_go(
 
 
 def test_a_session_of_this_process_runs_on_when_its_window_is_closed(
-    mmc: CMMCorePlus,  # noqa: F811
+    mmc: CMMCorePlus,
     widget: LiveSRWidget,
 ) -> None:
     gate = Gated(permits=2)
@@ -201,8 +203,8 @@ def test_a_session_of_this_process_runs_on_when_its_window_is_closed(
     assert not report.warnings
 
 
-def test_frames_reach_a_session_while_the_window_does_nothing(app: QApplication, mmc: CMMCorePlus) -> None:  # noqa: F811
-    """With a Qt application pymmcore-plus emits Qt signals, which wait for the main thread unless told otherwise."""
+def test_frames_reach_a_session_while_the_window_does_nothing(app: QApplication, mmc: CMMCorePlus) -> None:
+    """With a Qt application pymmcore-plus emits Qt signals: of themselves they wait for the main thread."""
     assert "QMDASignaler" in type(mmc.mda.events).__name__
     with serving() as server, LiveSR(server.address) as sr:
         sr.attach(mmc)

@@ -18,6 +18,7 @@ from live_sr.client.feed import Feed, FeedStatus, ServerStatus
 from live_sr.errors import ConfigError
 from live_sr.frame import Pixels
 from live_sr.upscaler import bilinear
+from live_sr.view import source as source_module
 from live_sr.view import truth
 from live_sr.view.source import HERE, Listener, open_source
 from live_sr.view.watcher import Watcher
@@ -73,6 +74,20 @@ def test_the_newest_frame_of_a_session_is_on_show() -> None:
         assert (source.address, source.status, source.silent_s) == (HERE, session.status, 0.0)
 
 
+def test_a_deferred_frame_does_not_replace_a_live_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a feed: the operator watches what is acquired now."""
+    session = Session()
+    with open_source(session) as source:
+        session.emit(8)
+        session.emit(2, deferred=True)
+        session.emit(9)
+        session.emit(3, deferred=True)
+        wait(lambda: source.on_show.right is not None and source.on_show.right.frame.seq == 9)
+        monkeypatch.setattr(source_module, "LIVE_FIRST_S", 0.0)  # no live one for a while
+        session.emit(4, deferred=True)
+        wait(lambda: source.on_show.right is not None and source.on_show.right.frame.seq == 4)
+
+
 def test_frames_without_an_entry_of_ours_are_raw() -> None:
     session, runner = Session(), Runner()
     raw = planes(0)[0]
@@ -118,7 +133,7 @@ def test_what_is_no_source_is_refused(given: Any) -> None:
         open_source(*given)
 
 
-def test_frames_of_a_real_session_are_shown_with_its_counters(mmc: CMMCorePlus) -> None:  # noqa: F811
+def test_frames_of_a_real_session_are_shown_with_its_counters(mmc: CMMCorePlus) -> None:
     mmc.setPixelSizeConfig("Res10x")
     with serving() as server, LiveSR(server.address) as sr:
         sr.attach(mmc)
