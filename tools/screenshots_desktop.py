@@ -6,11 +6,11 @@ xvfb-run -s "-screen 0 1600x1200x24" python tools/screenshots_desktop.py [FOLDER
 from __future__ import annotations
 
 import io
+import queue
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 
 import napari
@@ -61,9 +61,13 @@ def take(sr: LiveSR, folder: Path) -> None:
     for widget, size in ((qt, (480, 590)), (ndv, (520, 680))):
         widget.resize(*size)
         widget.show()
-    sequence = useq.MDASequence(time_plan={"interval": timedelta(seconds=1), "loops": FRAMES})
-    core.run_mda(sequence)
-    until(lambda: sr.counts.returned == FRAMES)
+    events: queue.Queue[useq.MDAEvent | None] = queue.Queue()
+    run = core.run_mda(iter(events.get, None))
+    for i in range(FRAMES):  # one by one: software OpenGL is slow
+        events.put(useq.MDAEvent(index={"t": i}))
+        until(lambda i=i: all(w.shown is not None and w.shown.frame.seq == i for w in (qt, ndv, layers)))
+    events.put(None)
+    run.join()
     viewer.grid.enabled = True  # raw and super-resolved side by side
     until(lambda: f"{FRAMES} returned" in layers.ledger.text())
     settle()

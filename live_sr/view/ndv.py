@@ -109,9 +109,7 @@ class SRViewer(SourceWidget):
 
     def place(self, layout: QVBoxLayout) -> None:
         """Add ndv's widget."""
-        self.viewer = ndv.ArrayViewer(
-            viewer_options={"show_channel_mode_selector": False, "show_3d_button": False}
-        )
+        self.viewer = ndv.ArrayViewer()
         low, high = PERCENTILES
         self.viewer.display_model.default_lut.clims = ClimsPercentile(min_percentile=low, max_percentile=high)
         self.history: History | None = None
