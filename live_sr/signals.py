@@ -1,21 +1,28 @@
-"""Connects slots to pymmcore-plus' signals, of psygnal or of Qt, to run where they are emitted. No Qt."""
+"""Connects slots to the signals of pymmcore-plus, whatever its back end. Imports no Qt before it is needed."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
+from psygnal import SignalInstance
 
-def connect_directly(signal: Any, slot: Callable[..., Any]) -> None:
-    """Connect `slot` so that it is called in the thread that emits.
+FIRST = 1_000_000  # priority of our slots; others have 0 unless they ask for more
+QT_BINDINGS = ("PySide6", "PyQt6", "PySide2", "PyQt5")
 
-    Qt would queue each call for the thread that connected: a window that hangs would hold frames up, and a
-    script that waits for its run would end before the first of them was delivered.
+
+def connect(signal: Any, slot: Callable[..., Any]) -> None:
+    """Have `slot` called first, and on the thread that emits, whatever the signal back end.
+
+    Slots of psygnal that come after one that raises are not called at all. A Qt signal that is emitted on the
+    thread of the run would be queued for the thread that made the core: frames would wait for its event loop,
+    for ever while that thread waits for the run.
     """
-    core = sys.modules.get("qtpy.QtCore")  # there when pymmcore-plus has made its signals with Qt
-    inner = getattr(signal, "_signal", signal)  # it wraps those of its signals that once had more arguments
-    if core is not None and isinstance(inner, core.SignalInstance):
-        inner.connect(slot, core.Qt.ConnectionType.DirectConnection)
+    if isinstance(signal, SignalInstance):
+        signal.connect(slot, priority=FIRST)
+    elif type(signal).__module__.partition(".")[0] in QT_BINDINGS:
+        from qtpy.QtCore import Qt
+
+        signal.connect(slot, Qt.ConnectionType.DirectConnection)
     else:
         signal.connect(slot)

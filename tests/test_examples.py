@@ -65,6 +65,10 @@ def test_analyse(server: ServerProcess, tmp_path: Path) -> None:
     assert all(float(line.split(",")[3]) > 0 for line in lines[1:])
 
 
+def test_feedback(server: ServerProcess, tmp_path: Path) -> None:
+    assert run("feedback.py", server, tmp_path).count("for 100 ms") == 4
+
+
 def test_every_example_is_listed_and_tested() -> None:
     names = {path.name for path in EXAMPLES.glob("*.py")}
     listed = (EXAMPLES / "README.md").read_text()

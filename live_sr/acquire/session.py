@@ -32,6 +32,7 @@ from live_sr.acquire.custody import Custody, RawReport
 from live_sr.acquire.gather import Gathered, Gatherer
 from live_sr.acquire.hook import FrameTaken, Hook, Intake, RunFinished, RunStarted
 from live_sr.acquire.listeners import Events, Resequencer
+from live_sr.acquire.mda_view import MDAView
 from live_sr.acquire.outbox import Outbox
 from live_sr.acquire.plan import Plan, plan_frame, plan_run
 from live_sr.acquire.raw import check_raw_path, open_raw, sink_path
@@ -53,7 +54,7 @@ from live_sr.client.link import Link
 from live_sr.config import DEFAULT_ADDRESS
 from live_sr.errors import InputError, LiveSRError, StoreError
 from live_sr.frame import Counts, Frame, Ledger, Restored, check_pixels
-from live_sr.signals import connect_directly
+from live_sr.signals import connect
 from live_sr.timing import Durations, Rate
 from live_sr.upscaler import pixel_size_doubt
 from live_sr.wire.commands import COMMANDS
@@ -72,6 +73,7 @@ log = logging.getLogger("live_sr")
 INTAKE_BYTES = 512 * 2**20  # between camera and intake thread: seconds of a fast camera
 RESULT_BYTES = 256 * 2**20  # results waiting to be written
 STATUS_S = 0.25
+SETTLED_S = 1.0  # for the intake thread to take in what waits
 GIVE_UP_S = 10.0  # without any server at the end of a run; a restart takes less
 STALLED_S = 600.0  # a server is there, but nothing comes back: the largest frame takes a CPU a minute or two
 CANCEL_S = 10.0  # for pymmcore-plus to end a run that was cancelled because the program failed
@@ -91,7 +93,10 @@ class LiveSR:
         One or several servers, ``tcp://HOST:PORT`` or ``ipc://PATH``.
     save : path, optional
         OME-Zarr to write the super-resolved frames to. A second run of the session goes to ``NAME-2``, and so
-        on; nothing is ever overwritten.
+        on; nothing is ever overwritten. With an ``.ome.tiff`` frames go to an OME-Zarr of that name, which is
+        converted at the end of a run, in the order of its axes; it is removed when the OME-TIFF was read back
+        and every frame is in it, and stays otherwise. A process that is killed leaves the OME-Zarr:
+        ``live-sr enhance x.ome.zarr x.ome.tiff`` converts it.
     raw : path, optional
         Where the raw data of the first run go, when the core cannot be asked: they are written by other means
         than ``run_mda(output=...)``, or by a core that is neither attached nor ``CMMCorePlus.instance()``.
@@ -153,13 +158,17 @@ class LiveSR:
         self.session = uuid.uuid4().hex
         self.events = Events()
         self.report: SessionReport | None = None
-        self._save = Path(save).expanduser() if save is not None else None
-        if self._save is not None:
-            if not self._save.name.endswith(".zarr"):
-                raise InputError(
-                    f"save={str(self._save)!r} must end in .ome.zarr: super-resolved frames go to OME-Zarr"
-                )
-            preflight.refuse_existing_volume(self._save)
+        self._save: Path | None = None
+        self._tiff = ""  # ending of the OME-TIFF that it becomes
+        if save is not None:
+            self._save, self._tiff = preflight.save_as(Path(save).expanduser())
+        if self._tiff:
+            log.warning(
+                "super-resolved frames go to %s, which becomes %s at the end of the run: a process that is "
+                "killed leaves the former, `live-sr enhance` converts it",
+                self._save,
+                save,
+            )
         self._raw = check_raw_path(Path(raw).expanduser()) if raw is not None else None
         addresses = [address] if isinstance(address, str) else list(address)
         for each in addresses:
@@ -174,6 +183,7 @@ class LiveSR:
         self._records = Records(self._spool)
         self._results: queue.SimpleQueue[Restored | _Lost | Run | None] = queue.SimpleQueue()
         self._results_bytes = _Tally()
+        self._delivering = threading.Lock()  # held while one of them is dealt with
         self._outbox = Outbox(
             self._ledger,
             fetch=self._fetch,
@@ -218,11 +228,12 @@ class LiveSR:
 
         self._attached: list[tuple[Any, Callable[..., Any]]] = []  # (signal, slot)
         self._cores: list[CMMCorePlus] = []
-        self._output_hook = Hook(self._intake, self._core_of_output, self._prepare)
+        self._output_hook = Hook(self._intake, self._core_of_output, self._prepare, self.events)
         self._hooks = [self._output_hook]  # psygnal holds bound methods weakly
         # The methods by which pymmcore-plus recognises an output object; same body as an attached hook.
         self.sequenceStarted = self._output_hook.sequenceStarted
         self.frameReady = self._output_hook.frameReady
+        self.sequencePauseToggled = self._output_hook.sequencePauseToggled
         self.sequenceCanceled = self._output_hook.sequenceCanceled
         self.sequenceFinished = self._output_hook.sequenceFinished
 
@@ -266,17 +277,20 @@ class LiveSR:
         The frame reaches pymmcore-plus' raw sink before it reaches us. Safe with any event loop and backend:
         the slots only stamp and hand over.
         """
-        hook = Hook(self._intake, lambda: core, self._prepare)
+        hook = Hook(self._intake, lambda: core, self._prepare, self.events)
         self._hooks.append(hook)
         self._cores.append(core)
         signals = core.mda.events
         for signal, slot in (
             (signals.sequenceStarted, hook.sequenceStarted),
             (signals.frameReady, hook.frameReady),
+            (signals.sequencePauseToggled, hook.sequencePauseToggled),
             (signals.sequenceCanceled, hook.sequenceCanceled),
             (signals.sequenceFinished, hook.sequenceFinished),
+            (signals.awaitingEvent, hook.awaitingEvent),
+            (signals.eventStarted, hook.eventStarted),
         ):
-            connect_directly(signal, slot)
+            connect(signal, slot)
             self._attached.append((signal, slot))
 
     def wait_ready(self, timeout: float = 5.0) -> bool:
@@ -367,10 +381,41 @@ class LiveSR:
             raise StoreError(problem)
         return self._doubts(plan, raw_path)
 
+    def mda_view(self) -> MDAView | None:
+        """Array-like view of the super-resolved frames of the latest run, as ``core.mda.get_view()`` of raw.
+
+        It goes by what is saved; where nothing is, by the newest frames, of which 512 MB are kept in memory.
+        None before there is a run, or as long as no server has said by how much it scales.
+        """
+        frames = self._runs[-1].seen if self._runs else None
+        return MDAView(frames) if frames is not None else None
+
     @property
     def counts(self) -> Counts:
         """The ledger, now."""
         return self._ledger.sample()
+
+    @property
+    def canceling(self) -> bool:
+        """Whether an attached core ends its run.
+
+        Raises
+        ------
+        InputError
+            When none is attached.
+        """
+        if not self._cores:
+            raise InputError("the session is attached to no core: call sr.attach(core) before the run")
+        return any(core.mda.status.phase == "finishing" for core in self._cores)
+
+    def is_settled(self) -> bool:
+        """Whether every frame so far is back, or failed, and all listeners are done with it."""
+        taken_in = threading.Event()
+        self._intake.queue.put(taken_in)
+        if not taken_in.wait(SETTLED_S) or not self._ledger.sample().settled:
+            return False
+        with self._delivering:  # the last frame is counted before it is emitted
+            return self.events.frameReady.idle
 
     @property
     def alarms(self) -> list[str]:
@@ -490,7 +535,7 @@ class LiveSR:
     def _new_run(self, started: RunStarted, plan: Plan) -> Run:
         raw_path: Path | None = started.prepared[1]
         number = len(self._runs) + 1
-        target = preflight.numbered(self._save, number) if self._save is not None else None
+        target = preflight.numbered(self._save, number, self._tiff) if self._save is not None else None
         core = started.hook.core
 
         def raw_alarm(text: str) -> None:
@@ -518,10 +563,16 @@ class LiveSR:
             gatherer=Gatherer(plan, release=custody.release),
             raw_path=raw_path,
             target=target,
+            tiff=preflight.tiff_of(target, self._tiff) if target is not None and self._tiff else None,
+            summary=started.meta,
         )
+        for earlier in self._runs:
+            if earlier.seen is not None:
+                earlier.seen.release()
         self._runs.append(run)  # before the model is looked at: whoever learns of it later tells every run
         if (model := self._model) is not None:
             run.gatherer.learn(model.frames, model.neighbours)
+            run.begin(self.events, model)
         return run
 
     def _take_frame(self, taken: FrameTaken) -> None:
@@ -542,6 +593,7 @@ class LiveSR:
             record = Record(run, n, place, taken.event, taken.meta, crc, taken.captured_ns)
             self._records.put(seq, record)
             run.acquired += 1
+            run.last_seq = seq
         except Exception as e:  # whatever it was, the frame is counted
             log.exception("live-sr could not take in frame %d", seq)
             self._ledger.move("queued", "failed")
@@ -619,6 +671,7 @@ class LiveSR:
                 self._model = models[0]
                 for run in list(self._runs):
                     run.gatherer.learn(self._model.frames, self._model.neighbours)
+                    run.begin(self.events, self._model)
             return why_not
 
     def returned(self, result: Restored) -> None:
@@ -655,17 +708,21 @@ class LiveSR:
     def _deliver_all(self) -> None:
         while (item := self._results.get()) is not None:
             try:
-                if isinstance(item, Restored):
-                    self._deliver(item)
-                elif isinstance(item, Run):
-                    item.finished = True
-                    self._finish_if_settled(item)
-                else:
-                    self._note_lost(item)
+                with self._delivering:
+                    self._deliver_one(item)
             except Exception:
                 # The top of a thread: what shows a frame may fail, the frames after it are delivered.
                 log.exception("live-sr could not deliver a result")
                 self._alarm("live-sr could not deliver a result: see the log")
+
+    def _deliver_one(self, item: Restored | _Lost | Run) -> None:
+        if isinstance(item, Restored):
+            self._deliver(item)
+        elif isinstance(item, Run):
+            item.finished = True
+            self._finish_if_settled(item)
+        else:
+            self._note_lost(item)
 
     def _deliver(self, result: Restored) -> None:
         left = self._results_bytes.add(-result.pixels.nbytes)
@@ -689,6 +746,8 @@ class LiveSR:
             self._live_latency.add(latency_ms)
         run.settled += 1
         run.deferred += record.deferred
+        if saved is not False and run.seen is not None:
+            run.seen.add(record.place, result.pixels)
         try:
             if self._feed is not None:
                 info = self._view_of(result.seq, record, latency_ms, model=result.model)
@@ -797,7 +856,7 @@ class LiveSR:
         except Exception as e:
             if not isinstance(e, LiveSRError):
                 log.exception("live-sr could not close %s", run.target)
-            self._alarm(f"super-resolved volume {run.target} could not be closed: {e}")
+            self._alarm(f"super-resolved data could not be closed: {e}")
             closed = False
         self._run_reports.append(
             RunReport(
@@ -807,10 +866,13 @@ class LiveSR:
                 failed=run.failed,
                 failures=tuple(run.reasons),
                 raw=raw,
-                sr_path=str(run.target) if run.store is not None else None,
+                sr_path=str(run.saved_as) if run.store is not None else None,
                 sr_complete=closed and run.failed == 0,
             )
         )
+        if self._order is not None:
+            self._order.wait_past(run.last_seq)
+        run.end(self.events, self._model)
 
     # ---------------------------------------------------------------- closing (caller's thread)
 
@@ -896,6 +958,8 @@ class LiveSR:
 
     def _abandon(self) -> None:
         """The user's program failed: stop exposing the sample, keep what there is, and close."""
+        if self._closed:
+            return
         try:
             self._wait_for_end_of_run(CANCEL_S, cancel=True)
         finally:
@@ -932,7 +996,7 @@ class LiveSR:
             self._finish_soon(run)
         for thread in self._finishing:
             thread.join()
-        for problem in self.events.frameReady.close():
+        for problem in self.events.close():
             self._warn(problem)
         self.report = self._make_report()
         self._stop_watching.set()
@@ -1055,7 +1119,7 @@ class LiveSR:
             axes={name: run.acquired if size is None else size for name, size in run.plan.order},
             channels=tuple(c.config for c in run.sequence.channels) if run.sequence is not None else (),
             raw_path=str(run.raw_path or ""),
-            sr_path=str(run.target or ""),
+            sr_path=str(run.saved_as or ""),
             state="idle" if run.ended else self._running_state(),
         )
 

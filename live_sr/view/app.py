@@ -38,7 +38,7 @@ from live_sr.view.watcher import OnShow, Past, Picture, Watcher
 
 STATIC = Path(__file__).parent / "static"
 MAX_BROWSERS = 16  # each may hold one encoded image: a bound on memory
-MAX_REQUEST = 4096  # bytes; a page's requests have about 100
+MAX_REQUEST = 16384  # bytes; a page's requests have about 300 for each channel
 ENCODERS = 2  # left and right at once
 STOP_S = 2  # for browsers to say goodbye
 

@@ -6,69 +6,43 @@ import asyncio
 import contextlib
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import Any
 
 import msgspec
 from starlette.websockets import WebSocket
 
-from live_sr.frame import Pixels
-from live_sr.view.contrast import Window, to_8bit
-from live_sr.view.render import Encoding, encode
+from live_sr.view import compose
+from live_sr.view.compose import Drawing, Drawn
+from live_sr.view.contrast import Window
+from live_sr.view.region import Area
+from live_sr.view.request import Ask, Measure, PlaneName, read
 from live_sr.view.watcher import OnShow, Past, Picture, Watcher
 
 STATUS_S = 0.25  # how often a browser is told the counters, and that this process lives
-KEPT_IMAGES = 8  # encoded images shared between browsers: two planes in a few contrasts
+KEPT_IMAGES = 16  # encoded images shared between browsers: two planes in a few contrasts and zooms
 
 LENGTH = struct.Struct("<I")  # bytes of the header before the images of one answer
 
-Grey = Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]  # any grey value, with room to overshoot
-
-
-class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A page's request for its next image.
-
-    Attributes
-    ----------
-    auto : bool
-        Contrast as the server chooses, else from `low` to `high`.
-    exact : bool
-        PNG instead of JPEG.
-    again : bool
-        The frame that the page shows already, in other contrast or exact: the page is paused.
-    at : dict or None
-        An earlier frame of the running sequence, ``{"t": 3, "c": 0}``; None for the newest.
-    """
-
-    auto: bool = True
-    low: Grey = 0.0
-    high: Grey = 255.0
-    exact: bool = False
-    again: bool = False
-    at: dict[str, int] | None = None
-
 
 class Images:
-    """Encoded planes, each made once for all browsers that want it alike."""
+    """Encoded images, each made once for all browsers that want it alike."""
 
     def __init__(self, workers: ThreadPoolExecutor) -> None:
-        self._workers = workers
-        self._made: dict[tuple[object, ...], asyncio.Future[bytes]] = {}
+        self.workers = workers
+        self._made: dict[tuple[object, ...], asyncio.Future[Drawn]] = {}
 
-    async def get(self, picture: Picture, window: Window, encoding: Encoding) -> bytes:
+    async def get(self, drawing: Drawing) -> Drawn:
         """The encoded image; waits for the one in the making rather than making another."""
-        key = (*picture.key, window, encoding)
+        key = drawing.key
         if key not in self._made:
             while len(self._made) >= KEPT_IMAGES:
                 del self._made[next(iter(self._made))]
             loop = asyncio.get_running_loop()
-            self._made[key] = loop.run_in_executor(self._workers, _draw, picture.pixels, window, encoding)
+            self._made[key] = loop.run_in_executor(self.workers, compose.draw, drawing)
         return await asyncio.shield(self._made[key])
-
-
-def _draw(pixels: Pixels, window: Window, encoding: Encoding) -> bytes:
-    return encode(to_8bit(pixels, window), encoding)
 
 
 class Browser:
@@ -83,20 +57,24 @@ class Browser:
         self._images = images
         self._past = past
         self._ask: Ask | None = None
+        self._measure: Measure | None = None
         self._answered: Ask | None = None
         self._shown = OnShow()
-        self._has: dict[str, tuple[object, ...]] = {}  # what the page holds, by side
+        self._has: dict[PlaneName, tuple[object, ...]] = {}  # what the page holds, by plane
 
     async def listen(self) -> None:
-        """Take requests until the page closes. A request replaces one that still waits."""
+        """Take requests until the page closes. A request replaces one of its kind that still waits."""
         while True:
             text = await self._socket.receive_text()
             try:
-                ask = msgspec.json.decode(text, type=Ask)
+                request = read(text)
             except msgspec.DecodeError:
                 await self._socket.close(1007, "not a request of this page")
                 return
-            self._ask = ask
+            if isinstance(request, Ask):
+                self._ask = request
+            else:
+                self._measure = request
             self.changed.set()
 
     async def answer(self) -> None:
@@ -108,55 +86,123 @@ class Browser:
             self.changed.clear()
             if time.monotonic() >= next_status:
                 next_status = time.monotonic() + STATUS_S
-                await self._socket.send_text(msgspec.json.encode(report(self._watcher)).decode())
-            ask, on_show = self._ask, self._watcher.on_show
-            if ask is None:
-                continue
-            if ask.again and self._shown.number:
-                on_show = self._shown
-            elif ask.at is not None:
-                if ask == self._answered:
-                    continue
-                earlier = await self._look_back(ask.at)
-                if earlier is None:
-                    self._ask, self._answered = None, ask
-                    await self._socket.send_text(msgspec.json.encode({"missing": ask.at}).decode())
-                    continue
-                on_show = earlier
-            elif on_show.number == self._shown.number and ask == self._answered:
-                continue
-            if on_show.number == 0:
-                continue
-            self._ask, self._answered, self._shown = None, ask, on_show
-            await self._socket.send_bytes(await self._compose(ask, on_show))
+                await self._say(report(self._watcher))
+            await self._answer_ask()
+            await self._answer_measure()
 
-    async def _look_back(self, index: Mapping[str, int]) -> OnShow | None:
-        if self._past is None:
+    async def _answer_ask(self) -> None:
+        ask, on_show = self._ask, self._watcher.on_show
+        if ask is None:
+            return
+        if ask.again and self._shown.number:
+            on_show = self._shown
+        elif ask.at is not None:
+            if ask == self._answered:
+                return
+            earlier = await self._look_back(ask)
+            if self._ask is not ask:  # the page has moved on meanwhile
+                self.changed.set()
+                return
+            if earlier is None:
+                self._ask, self._answered = None, ask
+                await self._say({"missing": ask.at})
+                return
+            on_show = earlier
+        elif self._number(on_show, ask) == self._number(self._shown, ask) and ask == self._answered:
+            return
+        if on_show.left is None and on_show.right is None:
+            return
+        self._ask, self._answered, self._shown = None, ask, on_show
+        await self._socket.send_bytes(await self._compose(ask, on_show))
+
+    @staticmethod
+    def _number(on_show: OnShow, ask: Ask) -> int:
+        """Names what a page sees of it: one that looks at one channel does not notice the others."""
+        if ask.channel is not None and not ask.composite and ask.channel in on_show.channels:
+            return on_show.channels[ask.channel].number
+        return on_show.number
+
+    async def _look_back(self, ask: Ask) -> OnShow | None:
+        """An earlier frame; for a composite with the frames of the other channels at the same place."""
+        past, at, status = self._past, ask.at, self._watcher.status
+        if past is None or at is None:
             return None
-        return await asyncio.to_thread(self._past.show, index)
+        found = await asyncio.to_thread(past.show, at)
+        if found is None or not ask.composite or "c" not in at or status is None:
+            return found
+        channels: dict[str, OnShow] = {}
+        for c, name in enumerate(status.sequence.channels):
+            other = await asyncio.to_thread(past.show, {**at, "c": c})
+            if other is not None:
+                channels[name] = other
+        return replace(found, channels=channels)
 
     async def _compose(self, ask: Ask, on_show: OnShow) -> bytes:
-        window = on_show.window if ask.auto else Window(ask.low, ask.high)
-        encoding: Encoding = "image/png" if ask.exact else "image/jpeg"
-        sides = (("left", on_show.left), ("right", on_show.right))
-        pictures = {name: picture for name, picture in sides if picture is not None}
-        keys = {name: (*picture.key, window, encoding) for name, picture in pictures.items()}
-        new = [name for name, key in keys.items() if self._has.get(name) != key]
-        made = await asyncio.gather(*(self._images.get(pictures[name], window, encoding) for name in new))
-        images = dict(zip(new, made, strict=True))
+        shows = compose.channels(on_show, ask)
+        drawings = compose.drawings(shows, ask)
+        keys = {drawing.name: drawing.key for drawing in drawings}
+        made = await asyncio.gather(*(self._images.get(drawing) for drawing in drawings))
+        new = {
+            drawing.name: drawn.data
+            for drawing, drawn in zip(drawings, made, strict=True)
+            if self._has.get(drawing.name) != drawing.key
+        }
         self._has = keys
+        newest = next(iter(shows.values()))
         header: dict[str, Any] = {
             "at": ask.at,
-            "window": window,
-            "range": on_show.range,
-            "left": None,
-            "right": None,
+            "window": newest.window,
+            "range": newest.range,
+            "channels": sorted(on_show.channels),
+            "shown": list(shows),
+            "left": describe(newest.left) if newest.left is not None else None,
+            "right": describe(newest.right) if newest.right is not None else None,
+            "windows": {
+                name: {"left": _window(show, 0), "right": _window(show, 1), "shared": show.window}
+                for name, show in shows.items()
+            },
+            "images": {
+                drawing.name: {
+                    "bytes": len(new.get(drawing.name, b"")),
+                    "type": drawn.encoding,
+                    "same": drawing.name not in new,
+                    "area": drawn.area,
+                    "factor": drawn.factor,
+                    "low": drawn.low,
+                    "high": drawn.high,
+                    "spread": drawing.spread,
+                }
+                for drawing, drawn in zip(drawings, made, strict=True)
+            },
         }
-        for name, picture in pictures.items():  # only now: the age told is that at sending
-            sent = {"bytes": len(images.get(name, b"")), "type": encoding, "same": name not in images}
-            header[name] = {**describe(picture), **sent}
+        if ask.histogram:
+            header["histograms"] = await self._in_worker(compose.histograms, shows)
         encoded = msgspec.json.encode(header)
-        return b"".join((LENGTH.pack(len(encoded)), encoded, *images.values()))
+        return b"".join((LENGTH.pack(len(encoded)), encoded, *new.values()))
+
+    async def _answer_measure(self) -> None:
+        """Grey values of the frame that the page holds."""
+        measure, self._measure = self._measure, None
+        if measure is None or self._answered is None:
+            return
+        shows = compose.channels(self._shown, self._answered)
+        answer: dict[str, Any] = {"id": measure.id, "point": None, "area": None}
+        if measure.point is not None:
+            answer["point"] = compose.grey_values(shows, *measure.point)
+        if measure.area is not None:
+            answer["area"] = await self._in_worker(compose.statistics, shows, Area(*measure.area))
+        await self._say({"measured": answer})
+
+    async def _in_worker(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._images.workers, function, *arguments)
+
+    async def _say(self, content: object) -> None:
+        await self._socket.send_text(msgspec.json.encode(content).decode())
+
+
+def _window(show: OnShow, side: int) -> Window:
+    return show.apart[side] if show.apart is not None else show.window
 
 
 def describe(picture: Picture) -> dict[str, Any]:
@@ -176,6 +222,10 @@ def describe(picture: Picture) -> dict[str, Any]:
         "deferred": frame.deferred,
         "latency_ms": frame.latency_ms,
         "age_ms": picture.age_ms,
+        "kind": frame.kind,
+        "stage_um": frame.stage_um,
+        "exposure_ms": frame.exposure_ms,
+        "dtype": picture.plane.dtype,
     }
 
 

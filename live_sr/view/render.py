@@ -21,12 +21,12 @@ MIN_PANEL = 512  # pixels; a smaller snapshot leaves no room for its labels
 Encoding = Literal["image/jpeg", "image/png"]
 
 
-def encode(grey: Grey, encoding: Encoding) -> bytes:
-    """Encode (Y, X) uint8: JPEG for the running view, PNG where each pixel must be exact."""
+def encode(pixels: Grey, encoding: Encoding) -> bytes:
+    """Encode (Y, X) or (Y, X, 3) uint8: JPEG for the running view, PNG where each pixel must be exact."""
     out = io.BytesIO()
-    image = Image.fromarray(grey)
+    image = Image.fromarray(pixels)
     if encoding == "image/jpeg":
-        image.save(out, "JPEG", quality=JPEG_QUALITY)
+        image.save(out, "JPEG", quality=JPEG_QUALITY, subsampling=0)  # colours carry the data: none is thinned
     else:
         image.save(out, "PNG", compress_level=PNG_LEVEL)
     return out.getvalue()

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from live_sr.client.feed import LIVE_FIRST_S, FeedFrame, FeedStatus, Plane
 from live_sr.errors import ConfigError, InputError
 from live_sr.frame import check_pixels
-from live_sr.signals import connect_directly
+from live_sr.signals import connect
 from live_sr.view.watcher import OnShow, Picture, Watcher
 from live_sr.wire.messages import Dtype
 
@@ -138,7 +138,7 @@ class Listener:
 
     def __enter__(self) -> Self:
         for emitter in self._emitters:
-            connect_directly(emitter.events.frameReady, self._take)
+            connect(emitter.events.frameReady, self._take)
         return self
 
     def __exit__(

@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Protocol
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 POLL_MS = 100  # how long the reader takes to notice that it should stop
 DRAIN = 64  # messages read before showing something, should they come faster than they are read
-CHANNELS = 32  # channels with their own contrast; the oldest is forgotten
+CHANNELS = 8  # channels kept, each with a raw and two SR planes at most; the one not seen longest is forgotten
 
 FULL = Window(0.0, 255.0)  # before the first frame
 
@@ -48,13 +48,82 @@ class Picture:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OnShow:
-    """What the page shows at one instant; `number` grows with every change."""
+    """What the page shows at one instant; `number` grows with every change.
+
+    Attributes
+    ----------
+    left, right : Picture or None
+        The newest acquired image, and the newest super-resolved one.
+    source : Picture or None
+        The acquired image that `right` was computed from; `left` may be a newer one.
+    window : Window
+        Contrast for both sides.
+    apart : (Window, Window) or None
+        Contrast for each side on its own; None: `window` for both.
+    range : Window
+        Darkest and brightest value.
+    channels : mapping
+        The newest of each channel, this one included.
+    """
 
     number: int = 0
     left: Picture | None = None
     right: Picture | None = None
     window: Window = FULL
     range: Window = FULL
+    source: Picture | None = None
+    apart: tuple[Window, Window] | None = None
+    channels: Mapping[str, OnShow] = field(default_factory=dict)
+
+
+class _Channel:
+    """The newest of one channel, and how its contrast follows."""
+
+    def __init__(self) -> None:
+        self.pair: Picture | None = None
+        self.pair_raw: Picture | None = None
+        self.raw: Picture | None = None
+        self.window, self.left_window, self.right_window = AutoWindow(), AutoWindow(), AutoWindow()
+
+    def take(self, shown: Shown, *, acquiring: bool) -> bool:
+        """Keep a frame's planes; False for a repeat, and for one made up for while newer ones are seen."""
+        frame = shown.frame
+        received = time.monotonic()
+        identity = (frame.session, frame.seq)
+        raw = Picture(("raw", *identity), shown.raw, frame.raw, frame, received)
+        if shown.sr is None or frame.sr is None:
+            if self.raw is not None and self.raw.key == raw.key:
+                return False
+            self.raw = raw
+            return True
+        sr = Picture(("sr", *identity, frame.model), shown.sr, frame.sr, frame, received)
+        if self.pair is not None and self.pair.key == sr.key:
+            return False
+        if self.pair is not None and acquiring and frame.deferred and frame.seq < self.pair.frame.seq:
+            return False
+        self.pair, self.pair_raw = sr, raw
+        return True
+
+    def choose(self, number: int, *, acquiring: bool) -> OnShow:
+        """Right the newest SR frame, left its raw frame unless a newer one was acquired."""
+        left, right = self.pair_raw, self.pair
+        if self.raw is not None and (left is None or (acquiring and self.raw.frame.seq > left.frame.seq)):
+            left = self.raw
+        pictures = [p for p in (left, right) if p is not None]
+        now = max(p.received for p in pictures)
+        planes = [p.pixels for p in pictures]
+        window = self.window.follow(grey_window(planes), now)
+        left_window = self.left_window.follow(grey_window(planes[:1]), now)
+        right_window = self.right_window.follow(grey_window(planes[1:]), now) if right is not None else window
+        return OnShow(
+            number=number,
+            left=left,
+            right=right,
+            source=self.pair_raw,
+            window=window,
+            apart=(left_window, right_window),
+            range=grey_range(planes),
+        )
 
 
 class Watcher:
@@ -82,10 +151,8 @@ class Watcher:
         self.failed = False  # the thread ended by an error of ours
         self.ignored = 0  # messages that were not understood
         self.on_change: Callable[[], None] = lambda: None  # called on the thread
-        self._pair: Picture | None = None
-        self._pair_raw: Picture | None = None
-        self._raw: Picture | None = None
-        self._windows: dict[str, AutoWindow] = {}
+        self._session: str | None = None
+        self._channels: dict[str, _Channel] = {}  # the one shown last at the end
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"live-sr watcher {address}", daemon=True)
 
@@ -122,16 +189,15 @@ class Watcher:
             self.on_change()
 
     def _drain(self, sub: zmq.Socket[bytes]) -> None:
-        """Read all that waits, look only at the newest of each kind."""
-        raw: Shown | None = None
-        pair: Shown | None = None
+        """Read all that waits, look only at the newest of each kind and channel."""
+        newest: dict[tuple[str, bool], Shown] = {}
         for _ in range(DRAIN):
             try:
-                message = sub.recv_multipart(zmq.NOBLOCK)
+                message = sub.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 break
             try:
-                content = decode(message[0] if len(message) == 1 else b"")
+                content = decode(message[0].buffer if len(message) == 1 else b"")
             except WireError as e:
                 if self.ignored == 0:
                     log.warning("ignored a message on the feed %s: %s", self.address, e)
@@ -140,55 +206,32 @@ class Watcher:
             self.heard_at = time.monotonic()
             if isinstance(content, FeedStatus):
                 self.status = content
-            elif content.sr is None:
-                raw, self.frames = content, self.frames + 1
-            else:
-                pair, self.frames = content, self.frames + 1
-        changed = [self._take(shown) for shown in (pair, raw) if shown is not None]
-        if any(changed):
-            self._choose()
+                continue
+            self.frames += 1
+            kind = (content.frame.channel, content.sr is not None)
+            newest.pop(kind, None)  # to the end: the last to come is shown
+            newest[kind] = content
+        for shown in newest.values():
+            self._take(shown)
         self.on_change()
 
-    def _take(self, shown: Shown) -> bool:
-        """Keep a frame's planes; False when it is only a repeat."""
+    def _take(self, shown: Shown) -> None:
+        """Keep what is newest of its channel, and put it on show unless it is a repeat."""
         frame = shown.frame
-        received = time.monotonic()
-        identity = (frame.session, frame.seq)
-        for held in (self._pair, self._raw):
-            if held is not None and held.frame.session != frame.session:
-                self._pair = self._pair_raw = self._raw = None
-        raw = Picture(("raw", *identity), shown.raw, frame.raw, frame, received)
-        if shown.sr is None or frame.sr is None:
-            if self._raw is not None and self._raw.key == raw.key:
-                return False
-            self._raw = raw
-            return True
-        sr = Picture(("sr", *identity, frame.model), shown.sr, frame.sr, frame, received)
-        if self._pair is not None and self._pair.key == sr.key:
-            return False
-        self._pair, self._pair_raw = sr, raw
-        return True
-
-    def _choose(self) -> None:
-        """Put on show: right the newest SR frame, left its raw frame unless a newer one was acquired."""
-        left, right = self._pair_raw, self._pair
+        if frame.session != self._session:
+            self._session = frame.session
+            self._channels.clear()
+            self.on_show = OnShow(self.on_show.number)
+        channel = self._channels.pop(frame.channel, None) or _Channel()
+        while len(self._channels) >= CHANNELS:
+            del self._channels[next(iter(self._channels))]
+        self._channels[frame.channel] = channel
         acquiring = self.status is not None and self.status.state == "acquiring"
-        if self._raw is not None and (left is None or (acquiring and self._raw.frame.seq > left.frame.seq)):
-            left = self._raw
-        newest = max((p for p in (left, right) if p is not None), key=lambda p: p.received)
-        planes = [p.pixels for p in (left, right) if p is not None]
-        self.on_show = OnShow(
-            number=self.on_show.number + 1,
-            left=left,
-            right=right,
-            window=self._auto(newest.frame.channel).follow(grey_window(planes), newest.received),
-            range=grey_range(planes),
-        )
-
-    def _auto(self, channel: str) -> AutoWindow:
-        if channel not in self._windows and len(self._windows) >= CHANNELS:
-            del self._windows[next(iter(self._windows))]
-        return self._windows.setdefault(channel, AutoWindow())
+        if not channel.take(shown, acquiring=acquiring):
+            return
+        chosen = channel.choose(self.on_show.number + 1, acquiring=acquiring)
+        others = {name: show for name, show in self.on_show.channels.items() if name in self._channels}
+        self.on_show = replace(chosen, channels={**others, frame.channel: chosen})
 
 
 class Past(Protocol):

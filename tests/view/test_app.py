@@ -27,8 +27,9 @@ from websockets.sync.client import ClientConnection, connect
 from live_sr.client.feed import Feed, FeedStatus, FrameInfo, frame_message, status_message
 from live_sr.errors import ConfigError
 from live_sr.view.app import MAX_BROWSERS, Pages, run
-from live_sr.view.browser import Ask, report
-from live_sr.view.watcher import Watcher
+from live_sr.view.browser import report
+from live_sr.view.request import Ask, Look, Looks, Measure
+from live_sr.view.watcher import CHANNELS, Watcher
 
 PATIENCE_S = 20.0  # for a loaded machine; nothing waits this long when it works
 
@@ -120,6 +121,18 @@ def test_while_draining_both_sides_show_one_frame(watched: Watched) -> None:
     watched.wait(lambda: watched.sides == (3, 3))
 
 
+def test_while_acquiring_a_frame_made_up_for_does_not_replace_a_newer_one(watched: Watched) -> None:
+    watched.status(state="acquiring")
+    watched.wait(lambda: watched.watcher.status is not None)
+    watched.pair(7)
+    watched.wait(lambda: watched.sides == (7, 7))
+    watched.pair(3, deferred=True)
+    watched.wait(lambda: watched.watcher.frames == 2)
+    assert watched.sides == (7, 7)
+    watched.pair(8, deferred=True)
+    watched.wait(lambda: watched.sides == (8, 8))
+
+
 def test_a_new_session_clears_the_old_images(watched: Watched) -> None:
     watched.pair(3, session="one")
     watched.wait(lambda: watched.sides == (3, 3))
@@ -144,6 +157,25 @@ def test_each_channel_keeps_its_contrast(watched: Watched) -> None:
         watched.wait(lambda seq=seq: watched.sides[0] == seq)
         window = watched.watcher.on_show.window
         assert offset + 1000 <= window.low < window.high <= offset + 3000
+
+
+def test_the_newest_frame_of_each_channel_is_kept(watched: Watched) -> None:
+    for seq, channel in enumerate(["BSE", "SE", "SE", "BSE"]):
+        watched.pair(seq, channel=channel)
+        watched.wait(lambda seq=seq: watched.sides == (seq, seq))
+    kept = watched.watcher.on_show.channels
+    assert {name: show.right and show.right.frame.seq for name, show in kept.items()} == {"SE": 2, "BSE": 3}
+    before = kept["SE"].number
+    watched.pair(4, channel="BSE")
+    watched.wait(lambda: watched.sides == (4, 4))
+    assert watched.watcher.on_show.channels["SE"].number == before, "nothing new for who watches this one"
+
+
+def test_channels_that_were_not_seen_for_long_are_forgotten(watched: Watched) -> None:
+    for seq in range(CHANNELS + 2):
+        watched.pair(seq, channel=f"c{seq}")
+        watched.wait(lambda seq=seq: watched.sides == (seq, seq))
+    assert list(watched.watcher.on_show.channels) == [f"c{seq}" for seq in range(2, CHANNELS + 2)]
 
 
 def test_garbage_is_ignored_and_counted(watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
@@ -205,9 +237,18 @@ def site() -> Iterator[Site]:
         yield Site(url, feed)
 
 
+def by_hand(low: float, high: float, **changes: Any) -> dict[str, Looks]:
+    """The same contrast for every channel and both sides."""
+    return {"": Looks(left=Look(auto=False, low=low, high=high, **changes))}
+
+
+def send(page: ClientConnection, request: Ask | Measure) -> None:
+    page.send(msgspec.json.encode(request).decode())
+
+
 def ask(page: ClientConnection, **changes: Any) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Request an image and wait for it."""
-    page.send(msgspec.json.encode(Ask(**changes)).decode())
+    send(page, Ask(**changes))
     while True:
         answer = page.recv(timeout=PATIENCE_S)
         if isinstance(answer, bytes):
@@ -215,12 +256,22 @@ def ask(page: ClientConnection, **changes: Any) -> tuple[dict[str, Any], dict[st
     length = struct.unpack_from("<I", answer)[0]
     header = json.loads(answer[4 : 4 + length])
     images, at = {}, 4 + length
-    for side in ("left", "right"):
-        if header[side]:
-            images[side] = answer[at : at + header[side]["bytes"]]
-            at += header[side]["bytes"]
+    for name, image in header["images"].items():
+        images[name] = answer[at : at + image["bytes"]]
+        at += image["bytes"]
     assert at == len(answer)
     return header, images
+
+
+def measure(page: ClientConnection, **request: Any) -> dict[str, Any]:
+    """Grey values of the frame that the page shows."""
+    send(page, Measure(7, **request))
+    while True:
+        answer = page.recv(timeout=PATIENCE_S)
+        if isinstance(answer, str) and "measured" in (said := json.loads(answer)):
+            measured: dict[str, Any] = said["measured"]
+            assert measured["id"] == 7
+            return measured
 
 
 def ask_until(page: ClientConnection, session: str, **changes: Any) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -285,12 +336,13 @@ def test_an_exact_image_has_the_pixels_of_the_frame(site: Site) -> None:
     raw, sr = planes(1)
     site.feed.show_pair(info(1, session="exact", pixel_size_um=0.01, latency_ms=90.0), raw, sr)
     with site.open() as page:
-        header, images = ask_until(page, "exact", exact=True, auto=False, low=1000, high=3000)
+        header, images = ask_until(page, "exact", exact=True, looks=by_hand(1000, 3000))
     for side, expected in (("left", raw), ("right", sr)):
         grey = np.rint((expected.astype(float) - 1000) / 2000 * 255)
         np.testing.assert_array_equal(pixels(images[side]), grey)
     right = header["right"]
-    assert (right["seq"], right["model"], right["scale"], right["type"]) == (1, "em-x4", 4, "image/png")
+    assert (right["seq"], right["model"], right["scale"]) == (1, "em-x4", 4)
+    assert header["images"]["right"]["type"] == "image/png"
     assert (right["field"], right["shape"], right["pixel_size_um"]) == ([40, 40], [160, 160], 0.01)
     assert right["age_ms"] > 1000
 
@@ -301,8 +353,8 @@ def test_browsers_share_an_image_and_each_gets_a_frame_once(site: Site) -> None:
         first, images = ask_until(one, "share")
         _, others = ask_until(two, "share")
         assert images == others
-        assert first["left"]["type"] == "image/jpeg"
-        one.send(msgspec.json.encode(Ask()).decode())  # nothing new: this waits
+        assert first["images"]["left"]["type"] == "image/png", "so few pixels are always exact"
+        send(one, Ask())  # nothing new: this waits
         site.feed.show_pair(info(2, session="share"), *planes(2))
         header, _ = ask_until(two, "share")
         assert header["left"]["seq"] == 2
@@ -312,11 +364,12 @@ def test_an_unchanged_side_is_not_sent_again(site: Site) -> None:
     site.feed.status(FeedStatus(state="acquiring"))
     with site.open() as page:
         site.feed.show_pair(info(1, session="same"), *planes(1))
-        ask_until(page, "same", auto=False, low=0, high=9)
+        ask_until(page, "same", looks=by_hand(0, 9))
         site.feed.show_raw(info(2, session="same"), planes(2)[0])
-        header, images = ask(page, auto=False, low=0, high=9)
-        assert (header["left"]["seq"], header["left"]["same"]) == (2, False)
-        assert (header["right"]["seq"], header["right"]["same"], images["right"]) == (1, True, b"")
+        header, images = ask(page, looks=by_hand(0, 9))
+        assert (header["left"]["seq"], header["images"]["left"]["same"]) == (2, False)
+        assert (header["right"]["seq"], header["images"]["right"]["same"]) == (1, True)
+        assert images["right"] == b""
 
 
 def test_a_paused_page_keeps_its_frame_in_new_contrast(site: Site) -> None:
@@ -327,7 +380,7 @@ def test_a_paused_page_keeps_its_frame_in_new_contrast(site: Site) -> None:
         site.feed.show_pair(info(2, session="pause"), *planes(2))
         while ask(live)[0]["left"]["seq"] != 2:
             pass
-        header, images = ask(paused, again=True, exact=True, auto=False, low=0, high=4000)
+        header, images = ask(paused, again=True, exact=True, looks=by_hand(0, 4000))
         assert header["left"]["seq"] == 1
         np.testing.assert_array_equal(pixels(images["left"]), np.rint(raw / 4000 * 255))
 
@@ -337,13 +390,27 @@ def test_contrast_changes_at_once_without_a_new_frame(site: Site) -> None:
     with site.open() as page:
         ask_until(page, "contrast", exact=True)
         for high in (2000.0, 2500.0, 3000.0):
-            header, images = ask(page, exact=True, auto=False, low=1000, high=high)
-            assert header["window"] == [1000.0, high]
+            _, images = ask(page, exact=True, looks=by_hand(1000, high))
             assert pixels(images["left"]).max() == 255
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"low": "x"}', '{"low": 1e99}', '{"other": 1}', '{"low": NaN}']
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"type": "other"}',
+        '{"type": "ask", "other": 1}',
+        '{"type": "ask", "area": [0, 0, 1e99, 1]}',
+        '{"type": "ask", "area": [0, 0, NaN, 1]}',
+        '{"type": "ask", "canvas": [1, 1]}',
+        '{"type": "ask", "planes": []}',
+        '{"type": "ask", "looks": {"": {"left": {"low": "x"}}}}',
+        '{"type": "ask", "looks": {"": {"left": {"lut": "rainbow"}}}}',
+        '{"type": "measure"}',
+    ],
 )
 def test_a_request_of_another_kind_closes_the_connection(site: Site, text: str) -> None:
     with site.open() as page:
@@ -373,6 +440,82 @@ def test_the_number_of_pages_is_bounded(site: Site) -> None:
                 break
         except InvalidStatus:
             continue
+
+
+def test_only_the_visible_part_is_sent_as_large_as_the_canvas(site: Site) -> None:
+    raw, sr = planes(1, side=200)
+    site.feed.show_pair(info(1, session="part"), raw, sr)
+    with site.open() as page:
+        header, images = ask_until(page, "part", exact=True, looks=by_hand(0, 4000), canvas=(400, 400))
+        assert pixels(images["right"]).shape == (400, 400)
+        assert (header["images"]["right"]["factor"], header["images"]["right"]["area"]) == (2, [0, 0, 200, 200])
+        part = {"area": (50, 20, 60, 40), "looks": by_hand(0, 4000), "canvas": (400, 800)}
+        header, images = ask(page, **part)
+    assert header["images"]["right"]["area"] == [50, 20, 60, 40]
+    assert header["images"]["right"]["type"] == "image/png", "enlarged pixels are exact without pausing"
+    expected = np.rint(sr[200:240, 80:160] / 4000 * 255)
+    np.testing.assert_array_equal(pixels(images["right"]), expected)
+
+
+def test_grey_values_are_those_of_the_full_frame_on_show(site: Site) -> None:
+    raw, sr = planes(1, side=200)
+    sr = sr + np.random.default_rng(9).integers(0, 99, sr.shape, dtype=np.uint16)
+    site.feed.show_pair(info(1, session="values", channel="BSE"), raw, sr)
+    with site.open() as page:
+        ask_until(page, "values", canvas=(64, 64))
+        site.feed.show_pair(info(2, session="values", channel="BSE"), *planes(2, side=200))
+        with site.open() as other:
+            while ask(other)[0]["left"]["seq"] != 2:
+                pass
+        found = measure(page, point=(17.8, 120.3), area=(10, 20, 40, 60))
+        outside = measure(page, point=(-0.1, 3))
+    assert found["point"] == [{"channel": "BSE", "left": int(raw[17, 120]), "right": int(sr[71, 481])}]
+    for side, part in (("left", raw[10:40, 20:60]), ("right", sr[40:160, 80:240])):
+        values = found["area"][0][side]
+        assert (values["min"], values["max"], values["pixels"]) == (part.min(), part.max(), part.size)
+        assert values["mean"] == pytest.approx(part.mean())
+        assert values["std"] == pytest.approx(part.std())
+    assert outside["point"] == [{"channel": "BSE", "left": None, "right": None}]
+    assert outside["area"] is None
+
+
+def test_a_page_on_one_channel_is_not_disturbed_by_the_others(site: Site) -> None:
+    site.feed.show_pair(info(1, session="channels", channel="A"), *planes(1))
+    with site.open() as one, site.open() as all_:
+        ask_until(one, "channels", channel="A")
+        send(one, Ask(channel="A"))  # waits for the next of A
+        site.feed.show_pair(info(2, session="channels", channel="B"), *planes(2))
+        while ask(all_)[0]["left"]["seq"] != 2:
+            pass
+        header, images = ask(all_, composite=True)
+        assert (header["channels"], header["shown"]) == (["A", "B"], ["B", "A"])
+        assert pixels(images["left"]).shape == (40, 40, 3)
+        site.feed.show_pair(info(3, session="channels", channel="A"), *planes(3))
+        header, _ = ask(one, channel="A")
+    assert header["left"]["seq"] == 3
+
+
+def test_saturated_pixels_of_the_whole_frame_are_counted(site: Site) -> None:
+    raw, sr = planes(1)
+    raw[3, 5], sr[100, 100], sr[101:103, 7] = 0, 65535, 4095
+    site.feed.show_pair(info(1, session="mask"), raw, sr)
+    with site.open() as page:
+        header, _ = ask_until(page, "mask", mask=True, area=(30, 30, 40, 40))
+        counts = {name: (image["low"], image["high"]) for name, image in header["images"].items()}
+        assert counts == {"left": (1, 0), "right": (0, 1)}, "wherever the page looks"
+        header, _ = ask(page, mask=True, bits=12)
+        assert header["images"]["right"]["high"] == 3
+
+
+def test_histograms_come_when_they_are_wanted(site: Site) -> None:
+    raw, sr = planes(1)
+    site.feed.show_pair(info(1, session="histogram"), raw, sr)
+    with site.open() as page:
+        header, _ = ask_until(page, "histogram")
+        assert "histograms" not in header
+        header, _ = ask(page, histogram=True, exact=True)
+    low, high, counts = header["histograms"][""]["left"]
+    assert (low, high, sum(counts)) == (raw.min(), raw.max(), raw.size)
 
 
 def test_scripts_get_the_view_and_the_counters(site: Site) -> None:

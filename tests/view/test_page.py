@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import base64
 import http.client
+import io
 import re
 import time
 from collections.abc import Iterator
@@ -9,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 from view_process import page_process
 
 from live_sr.client.feed import Feed, FeedStatus, FrameInfo, ServerStatus
+from live_sr.view.colours import LESS, MORE, table
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
@@ -42,13 +46,20 @@ class Site:
         self.feed.show_pair(self._info(seq, session, {**given, **changes}), *specimen(seq))
 
     def raw(self, seq: int, session: str, **changes: Any) -> None:
-        self.feed.show_raw(self._info(seq, session, {"pixel_size_um": PIXEL_UM, **changes}), specimen(seq)[0])
+        given = {"pixel_size_um": PIXEL_UM, "channel": "BSE", **changes}
+        self.feed.show_raw(self._info(seq, session, given), specimen(seq)[0])
+
+    def show(
+        self, seq: int, session: str, raw: NDArray[np.uint16], sr: NDArray[np.uint16], **changes: Any
+    ) -> None:
+        given = {"pixel_size_um": PIXEL_UM, "channel": "BSE", "model": "em-x4", **changes}
+        self.feed.show_pair(self._info(seq, session, given), raw, sr)
 
     @staticmethod
     def _info(seq: int, session: str, given: dict[str, Any]) -> FrameInfo:
         age_ns = int(given.pop("age_ms", 400) * 1e6)
         now = time.monotonic_ns()
-        return FrameInfo(session=session, seq=seq, captured_ns=now - age_ns, scale=SCALE, **given)
+        return FrameInfo(session=session, seq=seq, captured_ns=now - age_ns, **{"scale": SCALE, **given})
 
     def status(self, **changes: Any) -> None:
         given = {
@@ -101,19 +112,16 @@ def label(page: Page, side: str) -> str:
     return page.locator(f"#{side} canvas").get_attribute("aria-label") or ""
 
 
+def colours(page: Page, side: str) -> NDArray[np.uint8]:
+    """What is drawn now, (Y, X, 3) in CSS pixels."""
+    url: str = page.locator(f"#{side} canvas").evaluate("canvas => canvas.toDataURL('image/png')")
+    png = base64.b64decode(url.partition(",")[2])
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
 def image(page: Page, side: str) -> NDArray[np.uint8]:
     """Red of what is drawn now, (Y, X) in CSS pixels."""
-    width, height, values = page.evaluate(
-        """side => {
-            const c = document.querySelector(`#${side} canvas`);
-            const d = c.getContext("2d").getImageData(0, 0, c.width, c.height).data;
-            let text = "";
-            for (let i = 0; i < d.length; i += 4) text += String.fromCharCode(d[i]);
-            return [c.width, c.height, text];
-        }""",
-        side,
-    )
-    return np.frombuffer(values.encode("latin-1"), np.uint8).reshape(height, width)
+    return colours(page, side)[..., 0]
 
 
 def bar(page: Page, side: str) -> tuple[float, str, float]:
@@ -133,6 +141,15 @@ def fitted(page: Page) -> tuple[float, float, float]:
     box = canvas_box(page, "left")
     zoom = min(box["width"], box["height"]) / SIDE
     return zoom, box["width"] / 2 - zoom * SIDE / 2, box["height"] / 2 - zoom * SIDE / 2
+
+
+def by_hand(page: Page, low: float, high: float) -> None:
+    """Contrast in the panel, which is closed again."""
+    page.keyboard.press("p")
+    page.locator("#low").fill(str(low))
+    page.locator("#high").fill(str(high))
+    page.locator("#high").blur()
+    page.keyboard.press("p")
 
 
 def canvas_box(page: Page, side: str) -> Box:
@@ -231,9 +248,7 @@ def test_zoom_and_pan_are_linked_and_the_point_under_the_pointer_stays(page: Pag
 def test_single_pixels_are_square_and_exact_while_paused(page: Page, site: Site) -> None:
     site.pair(1, "pixels")
     shows(page, "right", 1, "pixels")
-    page.keyboard.press("c")
-    page.locator("#low").fill("501")
-    page.locator("#high").fill("3000")
+    by_hand(page, 501, 3000)
     page.keyboard.press("Space")
     has(page.locator("#pause"), "Resume")
     has(page.locator("#left .what"), "exact pixels")
@@ -299,9 +314,8 @@ def test_contrast_by_hand_and_back(page: Page, site: Site) -> None:
     site.pair(1, "contrast")
     shows(page, "right", 1, "contrast")
     automatic = image(page, "left").mean()
-    page.locator("#low").fill("900")
+    by_hand(page, 900, 1000)
     assert not page.locator("#auto").is_checked()
-    page.locator("#high").fill("1000")
     site.pair(2, "contrast")
     shows(page, "left", 2, "contrast")
     shows(page, "right", 2, "contrast")
@@ -313,6 +327,388 @@ def test_contrast_by_hand_and_back(page: Page, site: Site) -> None:
     site.pair(3, "contrast")
     shows(page, "left", 3, "contrast")
     assert image(page, "left").mean() == pytest.approx(automatic, abs=20)
+
+
+# -------------------------------------------------------------------- ways to compare
+
+
+def flat(raw: int, sr: int) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
+    """Two even images that a window from 0 to 4000 tells apart."""
+    size = SIDE * SCALE
+    return np.full((SIDE, SIDE), raw, np.uint16), np.full((size, size), sr, np.uint16)
+
+
+def described(page: Page, text: str | re.Pattern[str]) -> None:
+    """Wait until the one canvas of swipe, blink and difference is described so."""
+    from playwright.sync_api import expect
+
+    expect(page.locator("#one canvas")).to_have_attribute("aria-label", text, timeout=PATIENCE_MS)
+
+
+def test_swipe_shows_acquired_left_and_computed_right_of_a_line_to_drag(page: Page, site: Site) -> None:
+    site.show(1, "swipe", *flat(1000, 3000))
+    shows(page, "right", 1, "swipe")
+    by_hand(page, 0, 4000)
+    page.keyboard.press("2")
+    described(page, "low-dose, as acquired, frame 1 | computed image · em-x4, frame 1")
+    box = canvas_box(page, "one")
+    width, middle = int(box["width"]), int(box["height"] / 2) + 100
+    has(page.locator("#one .what").nth(1), "exact pixels")
+
+    def line() -> int:
+        """Where dark becomes bright."""
+        settle(page)
+        row = image(page, "one")[middle]
+        field = slice(width // 2 - 250, width // 2 + 250)
+        grey = {round(1000 / 4000 * 255), round(3000 / 4000 * 255)}
+        assert grey <= set(row[field].tolist())
+        assert row[field][0] < row[field][-1]
+        return int(np.argmax(row == max(grey)))
+
+    assert line() == pytest.approx(width / 2, abs=4)
+    page.mouse.move(box["x"] + width / 2, box["y"] + 90)
+    page.mouse.down()
+    page.mouse.move(box["x"] + width / 2 - 150, box["y"] + 120)
+    page.mouse.up()
+    assert line() == pytest.approx(width / 2 - 150, abs=4)
+    page.keyboard.press(".")
+    assert line() == pytest.approx(width / 2 - 150 + 0.02 * width, abs=4)
+
+
+def test_the_computed_label_stays_while_the_line_is_anywhere(page: Page, site: Site) -> None:
+    site.show(1, "label", *flat(1000, 1000))
+    shows(page, "right", 1, "label")
+    page.keyboard.press("2")
+    described(page, re.compile("computed image · em-x4, frame 1"))
+    for _ in range(2):
+        settle(page)
+        green = (colours(page, "one").astype(int) @ np.array([-2, 1, 1]) > 100).sum()
+        assert green > 2000, "the label's own colour"
+        for _ in range(30):
+            page.keyboard.press(".")
+
+
+def test_blink_shows_both_in_turn(page: Page, site: Site) -> None:
+    site.show(1, "blink", *flat(1000, 3000))
+    shows(page, "right", 1, "blink")
+    by_hand(page, 0, 4000)
+    page.locator("[data-mode=blink]").click()
+    greys = {"low-dose, as acquired, frame 1": 64, "computed image · em-x4, frame 1": 191}
+    has(page.locator("#one .what").nth(1), "exact pixels")
+    seen = set()
+    while len(seen) < 2:
+        settle(page)
+        said, drawn = page.locator("#one canvas").evaluate(
+            """canvas => [canvas.ariaLabel,
+                canvas.getContext("2d").getImageData(canvas.width / 2, canvas.height / 2, 1, 1).data[0]]"""
+        )
+        assert drawn == greys[said], "what is drawn is what the label says"
+        seen.add(said)
+
+
+def test_the_difference_is_signed_and_says_what_it_is(page: Page, site: Site) -> None:
+    raw, sr = flat(2000, 2000)
+    sr[: SIDE * 2, : SIDE * 2] += 400  # above left: brighter than acquired
+    sr[SIDE * 2 :, SIDE * 2 :] -= 400
+    site.show(1, "difference", raw, sr)
+    shows(page, "right", 1, "difference")
+    by_hand(page, 0, 4000)
+    page.keyboard.press("4")
+    described(page, "computed − acquired · em-x4, frame 1")
+    share = round(400 / (0.25 * 4000) * 127) / 127  # of the full colour
+    for dy, dx, colour in ((-80, -80, MORE), (80, 80, LESS), (-80, 80, (0, 0, 0)), (80, -80, (0, 0, 0))):
+        becomes(page, "one", tuple(round(v * share) for v in colour), dy, dx)
+
+
+def test_the_mode_is_kept_and_two_browsers_choose_their_own(chromium: Browser, page: Page, site: Site) -> None:
+    site.pair(3, "modes")
+    shows(page, "right", 3, "modes")
+    page.keyboard.press("2")
+    described(page, re.compile("frame 3$"))
+    other = new_page(chromium)
+    other.goto(site.url)
+    shows(other, "right", 3, "modes")
+    page.reload()
+    described(page, re.compile("frame 3$"))
+    site.pair(4, "modes")
+    shows(other, "right", 4, "modes")
+    described(page, re.compile("frame 4$"))
+    other.context.close()
+
+
+# -------------------------------------------------------------------- contrast and colours
+
+
+def centre(page: Page, side: str, dy: int = 0, dx: int = 0) -> tuple[int, ...]:
+    """The colour drawn in the middle, or beside it."""
+    drawn = colours(page, side)
+    return tuple(drawn[drawn.shape[0] // 2 + dy, drawn.shape[1] // 2 + dx].tolist())
+
+
+def becomes(page: Page, side: str, colour: tuple[int, ...], dy: int = 0, dx: int = 0) -> None:
+    """Wait until a place of a canvas is drawn in a colour, of which no attribute tells."""
+    found = None
+    for _ in range(PATIENCE_MS // 50):
+        found = centre(page, side, dy, dx)
+        if found == colour:
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"{side} is {found}, not {colour}")
+
+
+def test_colour_tables_and_gamma(page: Page, site: Site) -> None:
+    site.show(1, "lut", *flat(1000, 2000))
+    shows(page, "right", 1, "lut")
+    by_hand(page, 0, 4000)
+    for lut in ("inverted", "viridis", "magma", "fire", "glow"):
+        page.keyboard.press("l")
+        for side, grey in (("left", 64), ("right", 128)):
+            becomes(page, side, tuple(table(lut)[grey].tolist()))
+    page.keyboard.press("l")
+    page.keyboard.press("p")
+    page.locator("#gamma").fill("0.5")
+    becomes(page, "left", (round(0.5 * 255),) * 3)
+
+
+def test_each_image_and_each_channel_may_have_its_own_contrast(page: Page, site: Site) -> None:
+    site.show(1, "apart", *flat(1000, 1000))
+    shows(page, "right", 1, "apart")
+    by_hand(page, 0, 4000)
+    becomes(page, "right", (64,) * 3)
+    page.keyboard.press("p")
+    page.locator("#shared").uncheck()
+    page.locator("#edited [data-side=right]").click()
+    page.locator("#high").fill("2000")
+    becomes(page, "right", (128,) * 3)
+    assert centre(page, "left") == (64,) * 3
+    site.show(2, "apart", *flat(1000, 1000), channel="ETD")
+    has(page.locator("#look_of"), "ETD")
+    assert page.locator("#auto").is_checked()
+    page.reload()
+    site.show(3, "apart", *flat(1000, 1000))
+    becomes(page, "right", (128,) * 3)
+    becomes(page, "left", (64,) * 3)
+
+
+def test_the_marks_of_the_histogram_are_dragged(page: Page, site: Site) -> None:
+    raw, sr = specimen(1)
+    raw[1], sr[4:8] = np.arange(0, 64 * 62, 62), 0
+    site.show(1, "histogram", raw, sr)
+    page.keyboard.press("p")
+    shows(page, "right", 1, "histogram")
+    by_hand_open = {"#low": "500", "#high": "3000"}
+    for field, value in by_hand_open.items():
+        page.locator(field).fill(value)
+        page.locator(field).blur()
+    settle(page)
+    box = page.locator("#histogram").bounding_box()
+    assert box is not None
+    low, high = 0 - 0.02 * 63 * 62, 63 * 62 * 1.02  # 2 % more than the values, on both sides
+
+    def x(grey: float) -> float:
+        return box["x"] + (grey - low) / (high - low) * box["width"]
+
+    page.mouse.move(x(3000), box["y"] + 30)
+    page.mouse.down()
+    page.mouse.move(x(2000), box["y"] + 30, steps=4)
+    page.mouse.up()
+    assert float(page.locator("#high").input_value()) == pytest.approx(2000, abs=40)
+    assert page.locator("#low").input_value() == "500"
+
+
+def test_channels_are_laid_over_each_other(page: Page, site: Site) -> None:
+    site.show(1, "composite", *flat(1000, 1000), channel="DAPI")
+    shows(page, "right", 1, "composite")
+    by_hand(page, 0, 4000)
+    site.show(2, "composite", *flat(3000, 3000), channel="mCherry")
+    shows(page, "right", 2, "composite")
+    by_hand(page, 0, 4000)
+    page.locator("#channel").select_option("*")
+    dapi, cherry = (np.array(c) for c in ((0x40, 0x60, 0xFF), (0xFF, 0x40, 0x20)))
+    both = np.minimum(np.rint(dapi * 64 / 255) + np.rint(cherry * 191 / 255), 255)
+    becomes(page, "left", tuple(int(v) for v in both))
+    becomes(page, "right", tuple(int(v) for v in both))
+    page.keyboard.press("p")
+    page.locator("#channels label", has_text="mCherry").locator("[type=checkbox]").uncheck()
+    becomes(page, "left", tuple(int(v) for v in np.rint(dapi * 64 / 255)))
+    page.locator("#channel").select_option("DAPI")
+    becomes(page, "left", (64,) * 3)
+    site.show(3, "composite", *flat(2000, 2000), channel="mCherry")
+    site.show(4, "composite", *flat(2000, 2000), channel="DAPI")
+    becomes(page, "left", (128,) * 3)
+    assert label(page, "left").endswith("frame 4")
+
+
+def test_one_saturated_pixel_is_seen_at_any_zoom_and_counted(page: Page, site: Site) -> None:
+    raw = np.full((700, 700), 1000, np.uint16)
+    sr = np.full((1400, 1400), 1000, np.uint16)
+    sr[701, 702], raw[10, 10] = 65535, 0
+    site.show(1, "mask", raw, sr, scale=2)
+    shows(page, "right", 1, "mask")
+    page.keyboard.press("m")
+    has(page.locator("#right .marked"), "1 saturated  ·  0 empty")
+    has(page.locator("#left .marked"), "0 saturated  ·  1 empty")
+    settle(page)
+
+    def red() -> int:
+        return int((colours(page, "right").astype(int) @ np.array([2, -1, -1]) > 200).sum())
+
+    assert 1 <= red() <= 40, "one drawn pixel"
+    box = canvas_box(page, "right")
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    for _ in range(14):
+        page.keyboard.press("+")
+    has(page.locator("#right .what"), "exact pixels")
+    settle(page)
+    assert red() > 50, "one large square"
+
+
+# -------------------------------------------------------------------- grey values
+
+
+def textured() -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
+    rng = np.random.default_rng(5)
+    size = SIDE * SCALE
+    return (
+        rng.integers(0, 60_000, (SIDE, SIDE), dtype=np.uint16),
+        rng.integers(0, 60_000, (size, size), dtype=np.uint16),
+    )
+
+
+def test_the_value_under_the_pointer_is_the_frames(page: Page, site: Site) -> None:
+    raw, sr = textured()
+    site.show(1, "pointer", raw, sr)
+    shows(page, "right", 1, "pointer")
+    zoom, left, top = fitted(page)
+    box = canvas_box(page, "right")
+    for y, x in ((20.4, 33.6), (50.1, 7.9)):
+        page.mouse.move(box["x"] + left + x * zoom, box["y"] + top + y * zoom)
+        values = f"raw {raw[int(y), int(x)]}  SR {sr[int(y * SCALE), int(x * SCALE)]}"
+        has(page.locator("#readout"), f"x {int(x)}  y {int(y)}  ·  {values}")
+    site.show(2, "pointer", raw // 2, sr // 2)
+    has(page.locator("#readout"), f"raw {raw[50, 7] // 2}  SR {sr[200, 31] // 2}")
+
+
+def test_a_dragged_region_is_measured_in_the_full_frame(page: Page, site: Site) -> None:
+    raw, sr = textured()
+    site.show(1, "region", raw, sr)
+    shows(page, "right", 1, "region")
+    page.keyboard.press("r")
+    zoom, left, top = fitted(page)
+    box = canvas_box(page, "left")
+    page.mouse.move(box["x"] + left + 10.5 * zoom, box["y"] + top + 20.5 * zoom)
+    page.mouse.down()
+    page.mouse.move(box["x"] + left + 29.5 * zoom, box["y"] + top + 39.5 * zoom)
+    page.mouse.up()
+    has(page.locator("#roi_size"), "20 × 20 raw pixels at x 10, y 20, 0.320 × 0.320 µm")
+    for name, part in (("raw", raw[20:40, 10:30]), ("SR", sr[80:160, 40:120])):
+        row = page.locator(f"#measured tr[data-of={name}]")
+        texts = [name, f"{part.mean():.1f}", f"{part.std():.1f}", f"{part.min()}", f"{part.max()}"]
+        has(row, "".join(texts))
+    page.locator("#roi_clear").click()
+    assert page.locator("#measured").is_hidden()
+
+
+# -------------------------------------------------------------------- the truth about it
+
+
+def test_a_super_resolved_image_left_behind_is_told_in_red(page: Page, site: Site) -> None:
+    from playwright.sync_api import expect
+
+    site.status()
+    site.pair(1, "behind", age_ms=12_000)
+    shows(page, "right", 1, "behind")
+    site.raw(101, "behind", age_ms=0)
+    has(page.locator("#banner"), "The super-resolved image is 12 s old while raw frames go on")
+    site.pair(102, "behind", age_ms=0)
+    expect(page.locator("#banner")).to_be_hidden(timeout=PATIENCE_MS)
+
+
+def test_stage_exposure_kind_and_queue_are_told(page: Page, site: Site) -> None:
+    site.status(queue="full")
+    site.pair(1, "told", stage_um=(1.5, -20.25, None), exposure_ms=12.5, kind="live")
+    has(page.locator("#position"), "live mode  ·  BSE")
+    has(page.locator("#position"), "x 1.50  y −20.25 µm  ·  12.5 ms")
+    has(page.locator("[data-count=queued] dt"), "queue full")
+    site.status(queue="high")
+    has(page.locator("[data-count=queued] dt"), "queued ≥ 75 %")
+    site.status()
+
+
+def test_light_and_dark(chromium: Browser, site: Site) -> None:
+    page = chromium.new_context(color_scheme="light").new_page()
+    page.goto(site.url)
+
+    def background() -> str:
+        colour: str = page.locator("body").evaluate("body => getComputedStyle(body).backgroundColor")
+        return colour
+
+    assert background() == "rgb(238, 241, 245)", "as the system wants it"
+    page.locator("#theme").click()
+    assert background() == "rgb(12, 15, 20)"
+    page.reload()
+    has(page.locator("#theme"), "Light")
+    assert background() == "rgb(12, 15, 20)", "remembered"
+    page.context.close()
+
+
+def test_full_screen_shows_images_and_alarms_only(page: Page, site: Site) -> None:
+    from playwright.sync_api import expect
+
+    site.status(alarms=("disk full",))
+    site.pair(1, "full")
+    shows(page, "right", 1, "full")
+    has(page.locator("#banner"), "disk full")
+    page.keyboard.press("v")
+    expect(page.locator("footer")).to_be_hidden(timeout=PATIENCE_MS)
+    expect(page.locator("#banner")).to_be_visible()
+    page.keyboard.press("v")
+    expect(page.locator("footer")).to_be_visible(timeout=PATIENCE_MS)
+    site.status()
+
+
+def test_two_fingers_zoom_and_one_moves(chromium: Browser, site: Site) -> None:
+    page = chromium.new_context(viewport={"width": 820, "height": 1180}, has_touch=True).new_page()
+    page.set_default_timeout(PATIENCE_MS)
+    page.goto(site.url)
+    site.pair(1, "touch")
+    shows(page, "right", 1, "touch")
+    before, where = bar(page, "left"), block(page, "left")[:2]
+    box = canvas_box(page, "left")
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    screen = page.context.new_cdp_session(page)
+
+    def touch(kind: str, *places: tuple[float, float]) -> None:
+        points = [{"x": px, "y": py, "id": i} for i, (px, py) in enumerate(places)]
+        screen.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    def um_per_px(said: tuple[float, str, float]) -> float:
+        return said[0] * {"nm": 1e-3, "µm": 1.0}[said[1]] / said[2]
+
+    touch("touchStart", (x, y))
+    touch("touchMove", (x - 15, y))
+    touch("touchMove", (x - 30, y))
+    touch("touchEnd")
+    settle(page)
+    after = block(page, "left")[:2]
+    assert (after[0] - where[0], after[1] - where[1]) == pytest.approx((0, -30), abs=4)
+    touch("touchStart", (x - 40, y), (x + 40, y))
+    touch("touchMove", (x - 60, y), (x + 60, y))
+    touch("touchMove", (x - 80, y), (x + 80, y))
+    touch("touchEnd")
+    settle(page)
+    assert um_per_px(bar(page, "left")) == pytest.approx(um_per_px(before) / 2, rel=0.02)
+    page.context.close()
+
+
+def test_typing_a_number_is_not_a_key_of_the_view(page: Page, site: Site) -> None:
+    site.pair(1, "typing")
+    shows(page, "right", 1, "typing")
+    page.keyboard.press("p")
+    page.locator("#low").focus()
+    page.keyboard.type("2 4")
+    has(page.locator("#pause"), "Pause")
+    assert page.locator("main").get_attribute("data-mode") == "side"
 
 
 def test_alarms_are_red_and_only_text(page: Page, site: Site) -> None:
