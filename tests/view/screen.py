@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from qtpy.QtWidgets import QApplication, QWidget
 
 PATIENCE_S = 20.0  # for a loaded machine; nothing waits this long when it works
+DOCUMENT = Path(__file__).parents[2] / "docs" / "desktop.md"
 NEEDED = (
     "apt install xvfb libegl1 libgl1 libgl1-mesa-dri libopengl0 libdbus-1-3 libfontconfig1 libxkbcommon-x11-0 "
     "libxcb-cursor0 libxcb-icccm4 libxcb-image0 libxcb-keysyms1 libxcb-render-util0 libxcb-shape0"
@@ -84,3 +87,9 @@ def delete(widget: QWidget) -> None:
 
     widget.deleteLater()
     QCoreApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
+
+
+def documented(chapter: str) -> str:
+    """The first Python code of a chapter of docs/desktop.md."""
+    text = DOCUMENT.read_text(encoding="utf-8").split(f"\n## {chapter}\n", 1)[1]
+    return re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)[0]

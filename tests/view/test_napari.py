@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import useq
 from pymmcore_plus import CMMCorePlus
-from screen import until
+from screen import documented, until
 from shots import SCALE, info, planes
 
 from live_sr import LiveSR
@@ -148,14 +148,15 @@ def test_a_deleted_layer_stays_away_until_the_next_connect(feed: Feed, widget: L
 
 def test_a_session_of_this_process_is_shown_with_its_raw_frames(
     mmc: CMMCorePlus,
-    widget: Layers,
     viewer: Viewer,
 ) -> None:
     viewer.layers.clear()
     with serving() as server, LiveSR(server.address) as sr:
         sr.attach(mmc)
         assert sr.wait_ready(WAIT_S)
-        widget.watch(sr, mmc.mda)
+        given: dict[str, Any] = {"viewer": viewer, "sr": sr, "core": mmc}
+        exec(documented("napari"), given)
+        widget: Layers = given["widget"]
         mmc.run_mda(useq.MDASequence(time_plan={"interval": 0, "loops": 3})).join()
         sr.close()
         until(lambda: len(viewer.layers) == 2 and widget.shown is not None)

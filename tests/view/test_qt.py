@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import useq
 from pymmcore_plus import CMMCorePlus
-from screen import PATIENCE_S, delete, until
+from screen import PATIENCE_S, delete, documented, until
 from shots import event, info, meta, planes
 
 from live_sr import LiveSR
@@ -168,6 +168,18 @@ def test_closing_or_deleting_a_window_leaves_nothing_behind(app: QApplication, f
 class Session:
     def __init__(self) -> None:
         self.events = Events()
+
+
+def test_the_documented_dock_is_made_as_documented(app: QApplication) -> None:
+    from qtpy.QtWidgets import QMainWindow
+
+    given = {"window": QMainWindow(), "sr": Session()}
+    exec(documented("A widget to dock"), given)
+    given["window"].show()  # type: ignore[attr-defined]
+    given["sr"].events.frameReady.emit(planes(0)[1], event(0), meta(0))  # type: ignore[attr-defined]
+    until(lambda: shown(given["dock"].widget()) == 0)  # type: ignore[attr-defined]
+    delete(given["window"])  # type: ignore[arg-type]
+    assert not watchers()
 
 
 def test_a_window_that_cannot_draw_says_so_and_lets_go(
