@@ -22,10 +22,7 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 20.0  # for a loaded machine; nothing waits this long when it works
 DOCUMENT = Path(__file__).parents[2] / "docs" / "desktop.md"
-NEEDED = (
-    "apt install xvfb libegl1 libgl1 libgl1-mesa-dri libopengl0 libdbus-1-3 libfontconfig1 libxkbcommon-x11-0 "
-    "libxcb-cursor0 libxcb-icccm4 libxcb-image0 libxcb-keysyms1 libxcb-render-util0 libxcb-shape0"
-)
+NEEDED = "apt install xvfb libegl1 libxcb-cursor0 libxcb-icccm4 libxcb-keysyms1 libxkbcommon-x11-0"
 # It ends when its last window has closed its connection, also when this process is killed.
 XVFB = ("Xvfb", "-terminate", "-screen", "0", "1600x1200x24", "-nolisten", "tcp")
 
@@ -44,29 +41,31 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[QApplication]:
     why = _missing()
     if why is not None:
         pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
-    with pytest.MonkeyPatch.context() as patch:
-        ours, theirs = os.pipe()
-        server = subprocess.Popen(
-            [*XVFB, "-displayfd", str(theirs)],
-            pass_fds=(theirs,),
-            stderr=subprocess.DEVNULL,
-        )
+    ours, theirs = os.pipe()
+    with (
+        subprocess.Popen(
+            [*XVFB, "-displayfd", str(theirs)], pass_fds=(theirs,), stderr=subprocess.DEVNULL
+        ) as server,
+        pytest.MonkeyPatch.context() as patch,
+    ):
         os.close(theirs)
-        with os.fdopen(ours) as said:
-            number = said.readline().strip()
-        assert number, f"Xvfb did not start: exit code {server.wait(PATIENCE_S)}"
-        patch.setenv("DISPLAY", f":{number}")
-        patch.setenv("QT_QPA_PLATFORM", "xcb")
-        patch.setenv("QT_API", "pyside6")
-        patch.setenv("LIBGL_ALWAYS_SOFTWARE", "1")
-        patch.setenv("NAPARI_CONFIG", str(tmp_path_factory.mktemp("napari") / "settings.yaml"))
-        from qtpy.QtWidgets import QApplication
+        try:
+            with os.fdopen(ours) as said:
+                number = said.readline().strip()
+            assert number, f"Xvfb did not start: exit code {server.wait(PATIENCE_S)}"
+            patch.setenv("DISPLAY", f":{number}")
+            patch.setenv("QT_QPA_PLATFORM", "xcb")
+            patch.setenv("QT_API", "pyside6")
+            patch.setenv("LIBGL_ALWAYS_SOFTWARE", "1")
+            patch.setenv("NAPARI_CONFIG", str(tmp_path_factory.mktemp("napari") / "settings.yaml"))
+            from qtpy.QtWidgets import QApplication
 
-        app = QApplication([])
-        yield app
-        app.closeAllWindows()
-        app.shutdown()
-        server.wait(PATIENCE_S)
+            app = QApplication([])
+            yield app
+            app.closeAllWindows()
+            app.shutdown()  # or it would end this process when its screen is gone
+        finally:
+            server.terminate()
 
 
 def until(condition: Callable[[], object]) -> None:
