@@ -5,6 +5,7 @@ Qt's own ``offscreen`` platform draws no OpenGL, which ndv and napari need; Xvfb
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import re
@@ -30,8 +31,14 @@ XVFB = ("Xvfb", "-terminate", "-screen", "0", "1600x1200x24", "-nolisten", "tcp"
 def _missing() -> str | None:
     if shutil.which("Xvfb") is None:
         return f"no Xvfb for windows that nobody sees: {NEEDED}"
-    if any(importlib.util.find_spec(name) is None for name in ("qtpy", "PySide6")):
+    qt = importlib.util.find_spec("PySide6")
+    if qt is None or qt.origin is None or importlib.util.find_spec("qtpy") is None:
         return "no Qt: pip install 'live-sr[qt]' PySide6-Essentials"
+    try:
+        # Qt ends the whole process when this does not load.
+        ctypes.CDLL(str(Path(qt.origin).parent / "Qt" / "plugins" / "platforms" / "libqxcb.so"))
+    except OSError as e:
+        return f"{e}: {NEEDED}"
     return None
 
 
