@@ -7,6 +7,7 @@ complete but super-resolved data not; 130 ended with Ctrl-C.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import logging
 import os
@@ -246,8 +247,14 @@ def view(
         typer.Option(help="File with the token for control, uploads and other machines; else it is your own."),
     ] = None,
     max_upload_mb: Annotated[int, typer.Option(min=1, help="Largest file, also when unpacked.")] = 2048,
+    desktop: Annotated[
+        Literal["qt", "ndv", "napari"] | None, typer.Option(help="Open a window of this kind, and no page.")
+    ] = None,
 ) -> None:
-    """Show a running acquisition in the browser, and enhance files that are dropped on the page."""
+    """Show a running acquisition in the browser, or in a window; enhance files that are dropped on the page."""
+    if desktop is not None:
+        importlib.import_module(f"live_sr.view.{desktop}").run(feed)
+        return
     from live_sr.view.app import run
 
     run(

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from psygnal import SignalInstance
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from live_sr.acquire.listeners import Events
 
 log = logging.getLogger("live_sr")
-FIRST = 1_000_000  # priority of our slots; others have 0 unless they ask for more
-QT_BINDINGS = ("PySide6", "PyQt6", "PySide2", "PyQt5")
 ANNOUNCED = 8  # latest runs remembered; one for each core that feeds the same session would do
 
 
@@ -212,23 +209,6 @@ class Hook:
         except MemoryError:
             self._intake.release(img.nbytes)
             return None
-
-
-def connect(signal: Any, slot: Callable[..., Any]) -> None:
-    """Have `slot` called first, and on the thread that emits, whatever the signal back end.
-
-    Slots of psygnal that come after one that raises are not called at all. A Qt signal that is emitted on the
-    thread of the run would be queued for the thread that made the core: frames would wait for its event loop,
-    for ever while that thread waits for the run.
-    """
-    if isinstance(signal, SignalInstance):
-        signal.connect(slot, priority=FIRST)
-    elif type(signal).__module__.partition(".")[0] in QT_BINDINGS:
-        from qtpy.QtCore import Qt
-
-        signal.connect(slot, Qt.ConnectionType.DirectConnection)
-    else:
-        signal.connect(slot)
 
 
 def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:

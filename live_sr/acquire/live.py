@@ -29,10 +29,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pymmcore_plus.metadata import frame_metadata
 from useq import MDAEvent
 
-from live_sr.acquire.hook import connect
 from live_sr.acquire.lane import FRESH_S, Shot
 from live_sr.errors import InputError
 from live_sr.frame import check_pixels
+from live_sr.signals import connect
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -32,7 +32,7 @@ from live_sr.acquire.conduct import Conductor
 from live_sr.acquire.control import Control, obey
 from live_sr.acquire.custody import Custody, RawReport
 from live_sr.acquire.gather import Gathered, Gatherer
-from live_sr.acquire.hook import FrameTaken, Hook, Intake, RunFinished, RunStarted, connect
+from live_sr.acquire.hook import FrameTaken, Hook, Intake, RunFinished, RunStarted
 from live_sr.acquire.lane import LiveLane, Shot
 from live_sr.acquire.listeners import Events, Resequencer
 from live_sr.acquire.live import LiveWatch
@@ -58,6 +58,7 @@ from live_sr.client.link import Link
 from live_sr.config import DEFAULT_ADDRESS
 from live_sr.errors import InputError, LiveSRError, StoreError
 from live_sr.frame import Counts, Frame, Ledger, Pixels, Restored, check_pixels
+from live_sr.signals import connect
 from live_sr.timing import Durations, Rate
 from live_sr.upscaler import pixel_size_doubt
 from live_sr.wire.commands import COMMANDS
@@ -454,6 +455,14 @@ class LiveSR:
         """What has gone wrong so far; empty in a good run."""
         with self._said:
             return list(self._alarms)
+
+    @property
+    def status(self) -> FeedStatus:
+        """What a viewer is told beside the frames: counters, rates, server, alarms."""
+        if self.report is not None:
+            return self._status("finished")
+        acquiring = self._acquiring() or bool(self._lane.raw_rate.recent())
+        return self._status("acquiring" if acquiring else "draining")
 
     @property
     def view_address(self) -> str | None:
@@ -867,6 +876,7 @@ class LiveSR:
                 "scale": result.scale,
                 "model": result.model,
                 "model_sha256": result.model_sha256,
+                "captured_ns": record.captured_ns,
                 "latency_ms": latency_ms,
                 "server_ms": result.server_ms,
                 "deferred": record.deferred,
@@ -1086,7 +1096,7 @@ class LiveSR:
         self._stop_watching.set()
         self._watch_thread.join()
         if self._feed is not None:
-            self._feed.status(self._status("finished"))
+            self._feed.status(self.status)
             self._feed.stop()
         self._spool.close()
 
@@ -1138,11 +1148,7 @@ class LiveSR:
             for hook in list(self._hooks):
                 self._end_if_orphaned(hook)
             if self._feed is not None:
-                self._feed.status(
-                    self._status(
-                        "acquiring" if self._acquiring() or self._lane.raw_rate.recent() else "draining"
-                    )
-                )
+                self._feed.status(self.status)
 
     def _view_of(
         self, seq: int, record: Record | Shot, latency_ms: float | None = None, *, model: str = ""
