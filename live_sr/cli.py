@@ -1,18 +1,19 @@
 """The ``live-sr`` command: reads options, calls the parts, turns errors into one sentence and an exit code.
 
 Exit codes: 0 done and complete; 1 an error, or raw data that are not complete; 2 wrong usage; 3 raw data
-complete but super-resolved data not.
+complete but super-resolved data not; 130 ended with Ctrl-C.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import logging
 import os
 import sys
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial, wraps
 from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec
@@ -24,9 +25,8 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from live_sr import __version__
-from live_sr.config import DEFAULT_FEED, DEFAULT_PAGE_PORT, ServerSettings, load
+from live_sr.config import DEFAULT_ADDRESS, DEFAULT_FEED, DEFAULT_PAGE_PORT, ServerSettings, load
 from live_sr.errors import InputError, LiveSRError
-from live_sr.frame import Pixels
 from live_sr.upscaler import Upscaler
 
 app = typer.Typer(
@@ -40,6 +40,7 @@ DEFAULT_MODEL = ServerSettings().models[0]
 P = ParamSpec("P")
 EXTRAS = {  # what to install when a command's packages are missing
     "demo": "demo",
+    "acquire": "acquire",
     "serve": "serve",
     "view": "view",
     "doctor": "serve",
@@ -154,6 +155,48 @@ def demo(
 
 
 @command
+def acquire(
+    sequence: Annotated[Path, typer.Argument(help="Sequence of useq-schema: .yaml or .json.")],
+    config: Annotated[str, typer.Option(help="Micro-Manager configuration; demo is that of its demo devices.")],
+    raw: Annotated[Path, typer.Option(help="Write raw data to this .ome.zarr or .ome.tiff.")],
+    save: Annotated[Path, typer.Option(help="Write super-resolved data to this .ome.zarr or .ome.tiff.")],
+    server: Annotated[list[str] | None, typer.Option(help="Server; may be repeated.")] = None,
+    view: Annotated[str | None, typer.Option(help="Publish for live-sr view on this address.")] = None,
+    model: Annotated[str, typer.Option(help="Model to ask for; by default what the server holds.")] = "",
+    report: Annotated[Path | None, typer.Option(help="Write the numbers to this JSON file.")] = None,
+    on_raw_failure: Annotated[
+        Literal["cancel", "continue"],
+        typer.Option(help="When raw data cannot be written: end the acquisition, or go on with our own copy."),
+    ] = "cancel",
+    control: Annotated[
+        bool, typer.Option(help="With --view: let the page pause, cancel and choose models.")
+    ] = True,
+    hold: Annotated[bool, typer.Option("--hold", help="Wait for Start on the page before exposing.")] = False,
+) -> int:
+    """Run a sequence on a microscope and super-resolve it while it is acquired.
+
+    Ctrl-C cancels the acquisition and finishes its frames; a second Ctrl-C leaves those to live-sr enhance.
+    """
+    from live_sr.acquire.command import AcquireSettings, run_acquire
+
+    return run_acquire(
+        AcquireSettings(
+            sequence=sequence,
+            config=config,
+            raw=raw,
+            save=save,
+            servers=tuple(server or [DEFAULT_ADDRESS]),
+            view=view,
+            model=model,
+            report=report,
+            on_raw_failure=on_raw_failure,
+            control=control,
+            hold=hold,
+        )
+    )
+
+
+@command
 def serve(
     config: Annotated[Path | None, typer.Argument(help="Settings, see configs/server.toml.")] = None,
     bind: Annotated[str | None, typer.Option(help="Listen on this address.")] = None,
@@ -204,8 +247,14 @@ def view(
         typer.Option(help="File with the token for control, uploads and other machines; else it is your own."),
     ] = None,
     max_upload_mb: Annotated[int, typer.Option(min=1, help="Largest file, also when unpacked.")] = 2048,
+    desktop: Annotated[
+        Literal["qt", "ndv", "napari"] | None, typer.Option(help="Open a window of this kind, and no page.")
+    ] = None,
 ) -> None:
-    """Show a running acquisition in the browser, and enhance files that are dropped on the page."""
+    """Show a running acquisition in the browser, or in a window; enhance files that are dropped on the page."""
+    if desktop is not None:
+        importlib.import_module(f"live_sr.view.{desktop}").run(feed)
+        return
     from live_sr.view.app import run
 
     run(
@@ -275,13 +324,23 @@ def enhance(
         bool, typer.Option("--fill", help="Fill frames that SOURCE lacks in the same way.")
     ] = False,
 ) -> int:
-    """Super-resolve a file, or finish the volume of an acquisition.
+    """Super-resolve a file, or finish the volume of an acquisition; convert what is computed already.
+
+    A computed .ome.zarr becomes an .ome.tiff, and the other way round, without any computing.
 
     What was filled is marked in NAME.filled beside the result: 255 where a pixel was filled.
     """
     from live_sr.archive.enhance import enhance as run_enhance
     from live_sr.archive.enhance import mark_path
+    from live_sr.client.convert import convert, is_computed
 
+    if is_computed(source):
+        with _bar("converting") as bar:
+            converted = convert(source, target, progress=bar)
+        print(f"{target}: {converted.planes} planes as they are in {source}, read back and identical")
+        if converted.missing:
+            print(f"NOT complete: {converted.missing} of them are not in {source}", file=sys.stderr)
+        return 3 if converted.missing else 0
     with contextlib.ExitStack() as stack:
         upscaler: Upscaler
         if server:
@@ -324,6 +383,10 @@ def train(
         Path | None,
         typer.Option(help="Folder with low/ and high/: real frames and good images of the same places."),
     ] = None,
+    value_range: Annotated[
+        tuple[float, float] | None,
+        typer.Option("--range", help="Grey values of black and white, in the files of --pairs."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/latest"),
     resume: Annotated[bool, typer.Option(help="Go on with the run in that folder.")] = False,
 ) -> None:
@@ -336,8 +399,10 @@ def train(
 
     settings = load(config, TrainSettings)
     folders = list(data or ())
+    if pairs is None and value_range is not None:
+        raise InputError(f"--range is for --pairs: give each of the [[sources]] in {config} a range")
     if pairs is not None:
-        more = PairSource(name=pairs.name, low="low/*", high="high/*")
+        more = PairSource(name=pairs.name, low="low/*", high="high/*", range=value_range)
         settings = msgspec.structs.replace(settings, pairs=(*settings.pairs, more))
         folders.append(pairs)
     fit(settings, folders, out, resume=resume)
@@ -454,8 +519,9 @@ def crappify(
     """Degrade an image or a stack (the word apply may be left out)."""
     import torch
 
+    from live_sr.client.images import write_image
     from live_sr.train import crappify as c
-    from live_sr.train.files import read_images, to_unit
+    from live_sr.train.files import coarse_layout, read_images, to_unit
 
     for path in (target, preview):
         if path is None:
@@ -477,7 +543,8 @@ def crappify(
         for done, plane in enumerate(planes, start=1):
             raws.append(c.degrade(plane, applied, scale, generator))
             advance(done, len(planes))
-    _save(target, raws)
+    statement = f"Degraded on purpose from {source.name}: {applied.id}, scale {scale}, seed {seed}."
+    write_image(target, coarse_layout(source, raws, scale), iter(raws), statement=statement)
     print(f"{target}: {len(raws)} x {raws[0].shape[0]} x {raws[0].shape[1]} pixels, {raws[0].dtype}")
     if preview is not None:
         some = sorted({0, len(planes) // 2, len(planes) - 1})
@@ -524,23 +591,6 @@ def crappify_presets() -> None:
 
     for name in names():
         print(f"{name:12}  {load_crappifier(name).description}")
-
-
-def _save(target: Path, images: Sequence[Pixels]) -> None:
-    """Write images of one shape as a TIFF stack, or one as PNG."""
-    import numpy as np
-    import tifffile
-    from PIL import Image
-
-    stack = np.stack(images) if len(images) > 1 else images[0]
-    try:
-        if target.suffix.lower() == ".png":
-            Image.fromarray(stack).save(target)
-        else:
-            axes = "ZYX"[-stack.ndim :]
-            tifffile.imwrite(target, stack, photometric="minisblack", metadata={"axes": axes})
-    except OSError as e:
-        raise InputError(f"cannot write {target}: {e.strerror}") from e
 
 
 models_command = partial(command, group=models)

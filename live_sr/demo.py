@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.columns import Columns
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from live_sr.acquire.session import LiveSR, SessionReport
+from live_sr.acquire.closing import numbers, print_report
+from live_sr.acquire.report import SessionReport
+from live_sr.acquire.session import LiveSR
 from live_sr.client.volume import VolumeReader
 from live_sr.errors import ConfigError, InputError, LiveSRError, StoreError
 from live_sr.wire.token import control_token
@@ -107,8 +108,7 @@ def run_demo(settings: DemoSettings) -> int:
                 "serve",
                 "--bind",
                 address,
-                "--model",
-                settings.model,
+                *(part for model in _models(settings) for part in ("--model", model)),
                 "--warm",
                 shape,
             )
@@ -149,13 +149,14 @@ def run_demo(settings: DemoSettings) -> int:
         truths = _acquire(microscope, sr, raw_path, settings, console)
         report = sr.close()
         compared = _compare(microscope, truths, raw_path, sr_path, settings) if truths else None
-        numbers = _numbers(report, compared, raw_path, sr_path)
+        found = _numbers(report, compared, raw_path, sr_path)
         if compared is not None:
             _draw_comparison(compared, out / "comparison.png", settings)
         if settings.report is not None:
-            settings.report.write_text(json.dumps(numbers, indent=2) + "\n")
-        (out / "report.json").write_text(json.dumps(numbers, indent=2) + "\n")
-        _print(console, report, numbers, out)
+            settings.report.write_text(json.dumps(found, indent=2) + "\n")
+        (out / "report.json").write_text(json.dumps(found, indent=2) + "\n")
+        print_report(console, report, [_quality(compared)] if compared is not None else [])
+        console.print(f"everything      {out}")
         if settings.view and sys.stdin.isatty() and sys.stdout.isatty():
             console.print("The page stays up until you press Enter.")
             sys.stdin.readline()
@@ -164,6 +165,14 @@ def run_demo(settings: DemoSettings) -> int:
         console.print(f"[bold red]the acquisition did not run to its end: {ended}[/]")
         return 1
     return 0 if report.sr_complete else 3
+
+
+def _models(settings: DemoSettings) -> list[str]:
+    """What the server holds: with a page also the small model of the same kind, to change over to."""
+    from live_sr.model.artifact import shipped
+
+    small = f"{settings.model}-nano"
+    return [settings.model, small] if settings.view and small in shipped() else [settings.model]
 
 
 # -------------------------------------------------------------------- microscope
@@ -307,72 +316,29 @@ def _to_unit(image: NDArray[Any], scope: ScopeSettings) -> NDArray[np.float32]:
 def _numbers(
     report: SessionReport, compared: _Compared | None, raw_path: Path, sr_path: Path
 ) -> dict[str, Any]:
-    model = report.model
-    raw = report.runs[0].raw
     return {
-        **report.counts.as_dict(),
-        "mda_fps": round(report.raw_fps, 3),
-        "sr_fps": round(report.sr_fps, 3),
-        "latency_ms": report.live_latency_ms.as_dict(),
+        **numbers(report),
         "psnr_db": compared.psnr_db if compared is not None else None,
         "ssim": compared.ssim if compared is not None else None,
         "raw_path": str(raw_path),
         "sr_path": str(sr_path),
-        "raw_verified": raw.verified,
-        "raw_complete": raw.complete,
-        "sr_complete": report.sr_complete,
-        "model": {
-            "id": model.id if model else None,
-            "sha256": model.sha256 if model else None,
-            "scale": model.scale if model else None,
-            "precision": model.precision if model else None,
-            "device": model.device if model else None,
-        },
-        "alarms": report.alarms,
-        "warnings": report.warnings,
     }
 
 
-def _print(console: Console, report: SessionReport, numbers: dict[str, Any], out: Path) -> None:
-    counts = Table(title="frames", title_justify="left", show_header=False)
-    for name, n in report.counts.as_dict().items():
-        counts.add_row(name, str(n))
-    speed = Table(title="speed", title_justify="left", show_header=False)
-    p = report.live_latency_ms
-    speed.add_row("acquired", f"{report.raw_fps:.1f} /s")
-    speed.add_row("super-resolved", f"{report.sr_fps:.1f} /s")
-    for name, ms in p._asdict().items():
-        speed.add_row(f"latency {name}", f"{ms:.0f} ms")
-    console.print(Columns([counts, speed], padding=(0, 4)))
-    if numbers["psnr_db"]:
-        quality = Table(title="against the noise-free truth", title_justify="left")
-        quality.add_column("")
-        for name in numbers["psnr_db"]:
-            quality.add_column(name.replace("_", "-"), justify="right")
-        quality.add_row("PSNR dB", *(f"{v:.2f}" for v in numbers["psnr_db"].values()))
-        quality.add_row("SSIM", *(f"{v:.3f}" for v in numbers["ssim"].values()))
-        console.print(quality)
-    for text in report.warnings:
-        console.print(f"[yellow]{text}[/]")
-    for text in report.alarms:
-        console.print(f"[bold red]{text}[/]")
-    raw = report.runs[0].raw
-    console.print(f"raw             {raw.path}: {raw.verified} of {raw.frames} frames read back and identical")
-    if report.sr_complete:
-        console.print(f"super-resolved  {numbers['sr_path']}: complete")
-    else:
-        finish = f"live-sr enhance {numbers['raw_path']} {numbers['sr_path']} --model {numbers['model']['id']}"
-        console.print(
-            f"[bold red]super-resolved data are NOT complete[/]: {report.counts.failed} frames failed. "
-            f"Finish them with: {finish}"
-        )
-    console.print(f"everything      {out}")
+def _quality(compared: _Compared) -> Table:
+    quality = Table(title="against the noise-free truth", title_justify="left")
+    quality.add_column("")
+    for name in compared.psnr_db:
+        quality.add_column(name.replace("_", "-"), justify="right")
+    quality.add_row("PSNR dB", *(f"{v:.2f}" for v in compared.psnr_db.values()))
+    quality.add_row("SSIM", *(f"{v:.3f}" for v in compared.ssim.values()))
+    return quality
 
 
 def _draw_comparison(compared: _Compared, path: Path, settings: DemoSettings) -> None:
     """Low-dose, super-resolved and truth side by side, on one grey scale."""
     from live_sr.view.contrast import grey_window, to_8bit
-    from live_sr.view.render import Panel, side_by_side
+    from live_sr.view.snapshot import Panel, compose, png
 
     window = grey_window([compared.restored])
     dose = ELECTRONS_PER_US * settings.dwell_us
@@ -382,9 +348,8 @@ def _draw_comparison(compared: _Compared, path: Path, settings: DemoSettings) ->
         Panel(to_8bit(compared.truth, window), "simulated truth"),
     ]
     field_px = compared.low.shape[1]
-    path.write_bytes(
-        side_by_side(*panels, field_um=field_px * PIXEL_SIZE_UM * settings.scale, field_px=field_px)
-    )
+    image = compose(panels, field_um=field_px * PIXEL_SIZE_UM * settings.scale, field_px=field_px)
+    path.write_bytes(png(image, {"model": settings.model, "contrast": "one for all three"}))
 
 
 # -------------------------------------------------------------------- processes

@@ -32,7 +32,7 @@ def test_importing_live_sr_imports_neither_torch_nor_pymmcore() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", ["demo", "serve", "view", "enhance", "train", "evaluate"])
+@pytest.mark.parametrize("command", ["demo", "acquire", "serve", "view", "enhance", "train", "evaluate"])
 def test_every_command_explains_itself(command: str) -> None:
     done = live_sr(command, "--help")
     assert done.returncode == 0

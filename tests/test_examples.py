@@ -58,11 +58,22 @@ def test_positions_z_stack(server: ServerProcess, tmp_path: Path) -> None:
         assert volume.shape[-4:] == (2, 3, 1024, 1024)
 
 
+def test_live_mode(server: ServerProcess, tmp_path: Path) -> None:
+    said = run("live_mode.py", server, tmp_path)
+    assert said.count("live: 1024 x 1024") >= 5
+    assert said.count("snap: 1024 x 1024") == 1
+    assert "failed=0" in said
+
+
 def test_analyse(server: ServerProcess, tmp_path: Path) -> None:
     run("analyse.py", server, tmp_path)
     lines = (tmp_path / "sharpness.csv").read_text().splitlines()
     assert [line.split(",")[:2] for line in lines[1:]] == [[str(t), "bilinear-x2"] for t in range(5)]
     assert all(float(line.split(",")[3]) > 0 for line in lines[1:])
+
+
+def test_feedback(server: ServerProcess, tmp_path: Path) -> None:
+    assert run("feedback.py", server, tmp_path).count("for 100 ms") == 4
 
 
 def test_every_example_is_listed_and_tested() -> None:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from pymmcore_plus import CMMCorePlus
     from useq import MDAEvent, MDASequence
 
+    from live_sr.acquire.listeners import Events
+
 log = logging.getLogger("live_sr")
 ANNOUNCED = 8  # latest runs remembered; one for each core that feeds the same session would do
 
@@ -34,6 +36,7 @@ class RunStarted:
     hook: Hook
     sequence: MDASequence
     prepared: Any  # what the session made of it before the first exposure
+    meta: dict[str, Any] = field(default_factory=dict)  # the summary metadata
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,6 +114,8 @@ class Hook:
         ``() -> core or None``: whose run this is, asked when it begins.
     prepare : callable
         ``(core, sequence, meta) -> prepared``: the checks before the first exposure. Must not raise.
+    events : Events, optional
+        Whose listeners are told what the microscope does.
 
     Attributes
     ----------
@@ -127,6 +132,7 @@ class Hook:
         intake: Intake,
         find_core: Callable[[], CMMCorePlus | None],
         prepare: Callable[[CMMCorePlus | None, MDASequence, dict[str, Any]], Any],
+        events: Events | None = None,
     ) -> None:
         self.delivering = False
         self.core: CMMCorePlus | None = None
@@ -134,6 +140,7 @@ class Hook:
         self._intake = intake
         self._find_core = find_core
         self._prepare = prepare
+        self._events = events
         self._canceled = False
 
     def sequenceStarted(self, sequence: MDASequence, meta: dict[str, Any]) -> None:
@@ -145,7 +152,7 @@ class Hook:
         self.core = self._find_core()
         self.thread = threading.current_thread()
         self.delivering = True
-        self._intake.queue.put(RunStarted(self, sequence, self._prepare(self.core, sequence, meta)))
+        self._intake.queue.put(RunStarted(self, sequence, self._prepare(self.core, sequence, meta), meta))
 
     def frameReady(self, img: NDArray[np.generic], event: MDAEvent, meta: dict[str, Any]) -> None:
         """Stamp, hand over, return."""
@@ -169,6 +176,21 @@ class Hook:
         """After the raw sink was closed; also when the run failed."""
         reason = getattr(self.core.mda.status.finish_reason, "value", "") if self.core is not None else ""
         self.end("canceled" if self._canceled else str(reason or ""))
+
+    def sequencePauseToggled(self, paused: bool) -> None:
+        """Forwarded to the session's own listeners."""
+        if self.delivering and self._events is not None:
+            self._events.sequencePauseToggled.emit(paused)
+
+    def awaitingEvent(self, event: MDAEvent, remaining_s: float) -> None:
+        """Forwarded to the session's own listeners."""
+        if self.delivering and self._events is not None:
+            self._events.awaitingEvent.emit(event, remaining_s)
+
+    def eventStarted(self, event: MDAEvent) -> None:
+        """Forwarded to the session's own listeners."""
+        if self.delivering and self._events is not None:
+            self._events.eventStarted.emit(event)
 
     def end(self, reason: str) -> None:
         """End the run that comes in here, if there is one."""

@@ -9,12 +9,13 @@ from pathlib import Path
 from live_sr.acquire.plan import Plan
 from live_sr.client.journal import journal_path
 from live_sr.client.link import LinkStatus
-from live_sr.errors import StoreError
+from live_sr.errors import InputError, StoreError
 from live_sr.frame import DTYPES
 from live_sr.neighbours import axis_of
 from live_sr.upscaler import pixel_size_doubt
 from live_sr.wire.messages import ModelInfo
 
+OME_TIFF = (".ome.tiff", ".ome.tif")
 LATE_S = 1.0  # results that come later than that are missed by somebody who watches
 
 
@@ -36,14 +37,50 @@ def refuse_existing_volume(path: Path) -> None:
     refuse_existing(journal_path(path))
 
 
-def numbered(path: Path, number: int) -> Path:
-    """`path` for the first run, ``NAME-2`` and so on after that; further on while a name is taken."""
+def save_as(path: Path) -> tuple[Path, str]:
+    """The volume that is written for ``save=path``, and the ending of the OME-TIFF that it becomes, or "".
+
+    Raises
+    ------
+    InputError
+        When `path` has another ending.
+    StoreError
+        When it, the volume or its journal exists.
+    """
+    name = path.name.lower()
+    if name.endswith(".zarr"):
+        refuse_existing_volume(path)
+        return path, ""
+    suffix = next((s for s in OME_TIFF if name.endswith(s)), None)
+    if suffix is None:
+        raise InputError(
+            f"save={str(path)!r} must end in .ome.zarr or .ome.tiff: super-resolved frames go to OME-Zarr, or "
+            "to OME-TIFF by way of it"
+        )
+    cut = len(name) - len(suffix)
+    volume, suffix = path.with_name(f"{path.name[:cut]}.ome.zarr"), path.name[cut:]
+    refuse_existing(path)
+    refuse_existing_volume(volume)
+    return volume, suffix
+
+
+def numbered(path: Path, number: int, tiff: str = "") -> Path:
+    """`path` for the first run, ``NAME-2`` and so on after that; further on while a name is taken.
+
+    With `tiff` the OME-TIFF of that ending must be free as well.
+    """
     stem, dot, suffixes = path.name.partition(".")
     while True:
         found = path if number == 1 else path.with_name(f"{stem}-{number}{dot}{suffixes}")
-        if not found.exists() and not journal_path(found).exists():
+        names = [found, journal_path(found), *([tiff_of(found, tiff)] if tiff else [])]
+        if not any(name.exists() for name in names):
             return found
         number += 1
+
+
+def tiff_of(volume: Path, suffix: str) -> Path:
+    """The OME-TIFF that `volume` becomes: x.ome.tiff for x.ome.zarr."""
+    return volume.with_name(volume.name.removesuffix(".ome.zarr") + suffix)
 
 
 def raw_has_no_room(plan: Plan, raw: Path | None) -> str | None:

@@ -2,12 +2,14 @@
 
 Threads: pymmcore-plus' thread hands frames over (hook); *intake* counts them, keeps their pixels (custody)
 and queues them (outbox); each *link* sends and receives; *delivery* saves, shows and emits. They meet only in
-bounded queues, and nothing downstream of the hook can hold the camera up.
+bounded queues, and nothing downstream of the hook can hold the camera up. Between sequences a *live* thread of
+each core sees what it shows (live), and offers the newest of it beside the frames of the runs (lane).
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import sys
 import threading
@@ -31,7 +33,10 @@ from live_sr.acquire.control import Control, obey
 from live_sr.acquire.custody import Custody, RawReport
 from live_sr.acquire.gather import Gathered, Gatherer
 from live_sr.acquire.hook import FrameTaken, Hook, Intake, RunFinished, RunStarted
+from live_sr.acquire.lane import LiveLane, Shot
 from live_sr.acquire.listeners import Events, Resequencer
+from live_sr.acquire.live import LiveWatch
+from live_sr.acquire.mda_view import MDAView
 from live_sr.acquire.outbox import Outbox
 from live_sr.acquire.plan import Plan, plan_frame, plan_run
 from live_sr.acquire.raw import check_raw_path, open_raw, sink_path
@@ -52,7 +57,8 @@ from live_sr.client.feed import (
 from live_sr.client.link import Link
 from live_sr.config import DEFAULT_ADDRESS
 from live_sr.errors import InputError, LiveSRError, StoreError
-from live_sr.frame import Counts, Frame, Ledger, Restored, check_pixels
+from live_sr.frame import Counts, Frame, Ledger, Pixels, Restored, check_pixels
+from live_sr.signals import connect
 from live_sr.timing import Durations, Rate
 from live_sr.upscaler import pixel_size_doubt
 from live_sr.wire.commands import COMMANDS
@@ -71,6 +77,7 @@ log = logging.getLogger("live_sr")
 INTAKE_BYTES = 512 * 2**20  # between camera and intake thread: seconds of a fast camera
 RESULT_BYTES = 256 * 2**20  # results waiting to be written
 STATUS_S = 0.25
+SETTLED_S = 1.0  # for the intake thread to take in what waits
 GIVE_UP_S = 10.0  # without any server at the end of a run; a restart takes less
 STALLED_S = 600.0  # a server is there, but nothing comes back: the largest frame takes a CPU a minute or two
 CANCEL_S = 10.0  # for pymmcore-plus to end a run that was cancelled because the program failed
@@ -90,7 +97,10 @@ class LiveSR:
         One or several servers, ``tcp://HOST:PORT`` or ``ipc://PATH``.
     save : path, optional
         OME-Zarr to write the super-resolved frames to. A second run of the session goes to ``NAME-2``, and so
-        on; nothing is ever overwritten.
+        on; nothing is ever overwritten. With an ``.ome.tiff`` frames go to an OME-Zarr of that name, which is
+        converted at the end of a run, in the order of its axes; it is removed when the OME-TIFF was read back
+        and every frame is in it, and stays otherwise. A process that is killed leaves the OME-Zarr:
+        ``live-sr enhance x.ome.zarr x.ome.tiff`` converts it.
     raw : path, optional
         Where the raw data of the first run go, when the core cannot be asked: they are written by other means
         than ``run_mda(output=...)``, or by a core that is neither attached nor ``CMMCorePlus.instance()``.
@@ -152,13 +162,17 @@ class LiveSR:
         self.session = uuid.uuid4().hex
         self.events = Events()
         self.report: SessionReport | None = None
-        self._save = Path(save).expanduser() if save is not None else None
-        if self._save is not None:
-            if not self._save.name.endswith(".zarr"):
-                raise InputError(
-                    f"save={str(self._save)!r} must end in .ome.zarr: super-resolved frames go to OME-Zarr"
-                )
-            preflight.refuse_existing_volume(self._save)
+        self._save: Path | None = None
+        self._tiff = ""  # ending of the OME-TIFF that it becomes
+        if save is not None:
+            self._save, self._tiff = preflight.save_as(Path(save).expanduser())
+        if self._tiff:
+            log.warning(
+                "super-resolved frames go to %s, which becomes %s at the end of the run: a process that is "
+                "killed leaves the former, `live-sr enhance` converts it",
+                self._save,
+                save,
+            )
         self._raw = check_raw_path(Path(raw).expanduser()) if raw is not None else None
         addresses = [address] if isinstance(address, str) else list(address)
         for each in addresses:
@@ -171,14 +185,18 @@ class LiveSR:
         self._intake = Intake(INTAKE_BYTES)
         self._spool = Spool(Path(scratch) if scratch is not None else None)
         self._records = Records(self._spool)
-        self._results: queue.SimpleQueue[Restored | _Lost | Run | None] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[Restored | _Lost | Run | int | None] = queue.SimpleQueue()
         self._results_bytes = _Tally()
+        self._lane = LiveLane(self._ledger, planes=self._planes, taken=self._wake_watches)
+        self._watches: list[LiveWatch] = []
+        self._delivering = threading.Lock()  # held while one of them is dealt with
         self._outbox = Outbox(
             self._ledger,
             fetch=self._fetch,
             lost=self._lose,
             deferring=self._records.defer,
             room=lambda: self._results_bytes.value <= RESULT_BYTES,
+            beside=self._take_live,
         )
         self._choice = Choice()
         self._conductor = Conductor(self._known_cores)
@@ -217,11 +235,12 @@ class LiveSR:
 
         self._attached: list[tuple[Any, Callable[..., Any]]] = []  # (signal, slot)
         self._cores: list[CMMCorePlus] = []
-        self._output_hook = Hook(self._intake, self._core_of_output, self._prepare)
+        self._output_hook = Hook(self._intake, self._core_of_output, self._prepare, self.events)
         self._hooks = [self._output_hook]  # psygnal holds bound methods weakly
         # The methods by which pymmcore-plus recognises an output object; same body as an attached hook.
         self.sequenceStarted = self._output_hook.sequenceStarted
         self.frameReady = self._output_hook.frameReady
+        self.sequencePauseToggled = self._output_hook.sequencePauseToggled
         self.sequenceCanceled = self._output_hook.sequenceCanceled
         self.sequenceFinished = self._output_hook.sequenceFinished
 
@@ -259,24 +278,53 @@ class LiveSR:
         except LiveSRError as e:  # the program's own error matters more
             log.error("%s", e)
 
-    def attach(self, core: CMMCorePlus) -> None:
+    def attach(self, core: CMMCorePlus, *, live: bool = True) -> None:
         """Take every frame of the sequences that `core` runs from now on.
 
         The frame reaches pymmcore-plus' raw sink before it reaches us. Safe with any event loop and backend:
         the slots only stamp and hand over.
+
+        Parameters
+        ----------
+        live : bool
+            Super-resolve what is shown between sequences as well: the newest frame of continuous mode and of a
+            camera's own sequences, and snaps. They are emitted and shown, and never saved; others who use the
+            core lose nothing by it.
         """
-        hook = Hook(self._intake, lambda: core, self._prepare)
+        hook = Hook(self._intake, lambda: core, self._prepare, self.events)
         self._hooks.append(hook)
         self._cores.append(core)
         signals = core.mda.events
         for signal, slot in (
             (signals.sequenceStarted, hook.sequenceStarted),
             (signals.frameReady, hook.frameReady),
+            (signals.sequencePauseToggled, hook.sequencePauseToggled),
             (signals.sequenceCanceled, hook.sequenceCanceled),
             (signals.sequenceFinished, hook.sequenceFinished),
+            (signals.awaitingEvent, hook.awaitingEvent),
+            (signals.eventStarted, hook.eventStarted),
         ):
-            signal.connect(slot)
+            connect(signal, slot)
             self._attached.append((signal, slot))
+        if live and all(watch.core is not core for watch in self._watches):
+            self._watch_live(core)
+
+    def _watch_live(self, core: CMMCorePlus) -> None:
+        number = len(self._watches)
+
+        def wanted() -> bool:
+            return self._lane.wants(number) or (self._feed is not None and self._feed.watched)
+
+        watch = LiveWatch(
+            core,
+            number,
+            offer=self._show_live,
+            wanted=wanted,
+            overtaken=lambda n: self._ledger.tally("superseded", n),
+            warn=self._warn,
+        )
+        self._watches.append(watch)
+        watch.start()
 
     def wait_ready(self, timeout: float = 5.0) -> bool:
         """Wait until a server is warm and accepted; False after `timeout` seconds."""
@@ -366,16 +414,55 @@ class LiveSR:
             raise StoreError(problem)
         return self._doubts(plan, raw_path)
 
+    def mda_view(self) -> MDAView | None:
+        """Array-like view of the super-resolved frames of the latest run, as ``core.mda.get_view()`` of raw.
+
+        It goes by what is saved; where nothing is, by the newest frames, of which 512 MB are kept in memory.
+        None before there is a run, or as long as no server has said by how much it scales.
+        """
+        frames = self._runs[-1].seen if self._runs else None
+        return MDAView(frames) if frames is not None else None
+
     @property
     def counts(self) -> Counts:
         """The ledger, now."""
         return self._ledger.sample()
 
     @property
+    def canceling(self) -> bool:
+        """Whether an attached core ends its run.
+
+        Raises
+        ------
+        InputError
+            When none is attached.
+        """
+        if not self._cores:
+            raise InputError("the session is attached to no core: call sr.attach(core) before the run")
+        return any(core.mda.status.phase == "finishing" for core in self._cores)
+
+    def is_settled(self) -> bool:
+        """Whether every frame so far is back, or failed, and all listeners are done with it."""
+        taken_in = threading.Event()
+        self._intake.queue.put(taken_in)
+        if not taken_in.wait(SETTLED_S) or not self._ledger.sample().settled:
+            return False
+        with self._delivering:  # the last frame is counted before it is emitted
+            return self.events.frameReady.idle
+
+    @property
     def alarms(self) -> list[str]:
         """What has gone wrong so far; empty in a good run."""
         with self._said:
             return list(self._alarms)
+
+    @property
+    def status(self) -> FeedStatus:
+        """What a viewer is told beside the frames: counters, rates, server, alarms."""
+        if self.report is not None:
+            return self._status("finished")
+        acquiring = self._acquiring() or bool(self._lane.raw_rate.recent())
+        return self._status("acquiring" if acquiring else "draining")
 
     @property
     def view_address(self) -> str | None:
@@ -396,6 +483,7 @@ class LiveSR:
             return self.report
         try:
             self._wait_for_end_of_run()
+            self._end_live()
             self._drain()
         except BaseException:  # Ctrl-C while waiting: expose the sample no longer
             self._wait_for_end_of_run(CANCEL_S, cancel=True)
@@ -482,7 +570,7 @@ class LiveSR:
     def _new_run(self, started: RunStarted, plan: Plan) -> Run:
         raw_path: Path | None = started.prepared[1]
         number = len(self._runs) + 1
-        target = preflight.numbered(self._save, number) if self._save is not None else None
+        target = preflight.numbered(self._save, number, self._tiff) if self._save is not None else None
         core = started.hook.core
 
         def raw_alarm(text: str) -> None:
@@ -510,10 +598,16 @@ class LiveSR:
             gatherer=Gatherer(plan, release=custody.release),
             raw_path=raw_path,
             target=target,
+            tiff=preflight.tiff_of(target, self._tiff) if target is not None and self._tiff else None,
+            summary=started.meta,
         )
+        for earlier in self._runs:
+            if earlier.seen is not None:
+                earlier.seen.release()
         self._runs.append(run)  # before the model is looked at: whoever learns of it later tells every run
         if (model := self._model) is not None:
             run.gatherer.learn(model.frames, model.neighbours)
+            run.begin(self.events, model)
         return run
 
     def _take_frame(self, taken: FrameTaken) -> None:
@@ -534,6 +628,7 @@ class LiveSR:
             record = Record(run, n, place, taken.event, taken.meta, crc, taken.captured_ns)
             self._records.put(seq, record)
             run.acquired += 1
+            run.last_seq = seq
         except Exception as e:  # whatever it was, the frame is counted
             log.exception("live-sr could not take in frame %d", seq)
             self._ledger.move("queued", "failed")
@@ -587,6 +682,25 @@ class LiveSR:
         """Whether frames are sent at present; called with the lock of the switch held."""
         self._outbox.hold_back(not self._sr_on and bool(self._coming_in))
 
+    # ---------------------------------------------------------------- threads of the live watches
+
+    def _show_live(self, shot: Shot) -> None:
+        seq = self._lane.put(shot)
+        if self._order is not None:
+            self._results.put(seq)
+        if self._feed is not None:
+            self._feed.show_raw(self._view_of(seq, shot), shot.pixels)
+        self._wake_links()
+
+    def _take_live(self) -> Frame | None:
+        return self._lane.take() if self._sr_on else None
+
+    def _end_live(self) -> None:
+        """Nobody waits for a live frame any more; a snap is still finished, unless nothing is to be sent."""
+        for watch in self._watches:
+            watch.stop()
+        self._lane.dismiss(snaps=not self._sr_on)
+
     # ---------------------------------------------------------------- outbox's thread
 
     def _fetch(self, seq: int) -> Frame | None:
@@ -611,6 +725,7 @@ class LiveSR:
                 self._model = models[0]
                 for run in list(self._runs):
                     run.gatherer.learn(self._model.frames, self._model.neighbours)
+                    run.begin(self.events, self._model)
             return why_not
 
     def returned(self, result: Restored) -> None:
@@ -621,11 +736,20 @@ class LiveSR:
     def refused(self, frame: Frame, code: str, message: str) -> None:
         """A frame was refused (called by a link)."""
         if code == "busy":
-            self._outbox.give_back(frame.seq)
+            self._give_back(frame)
+            return
+        self._alarm(f"the server refused a frame: {message}")
+        if frame.kind != "sequence":
+            self._lane.fail(frame.seq)
             return
         self._ledger.move("in_flight", "failed")
-        self._alarm(f"the server refused a frame: {message}")
         self._lose(frame.seq, message)
+
+    def _give_back(self, frame: Frame) -> None:
+        (self._outbox if frame.kind == "sequence" else self._lane).give_back(frame.seq)
+
+    def _planes(self) -> int:
+        return self._model.frames if self._model is not None else 1
 
     def link_changed(self, link: Link) -> None:
         """A server came, went or refused (called by a link)."""
@@ -635,34 +759,51 @@ class LiveSR:
         if status.state == "refused":
             self._alarm(f"server {status.address}: {status.detail}")
         elif status.state == "away":
-            self._warn(f"server {status.address}: {status.detail}; raw is stored, frames are finished later")
+            live = self._lane.raw_rate.recent()
+            what = "the live view stands still" if live else "raw is stored, frames are finished later"
+            self._warn(f"server {status.address}: {status.detail}; {what}")
         log.info("server %s: %s, %s", status.address, status.state, status.detail)
 
     def _wake_links(self) -> None:
         for link in self._links:
             link.wake()
 
+    def _wake_watches(self) -> None:
+        for watch in self._watches:
+            watch.wake()
+
     # ---------------------------------------------------------------- delivery thread
 
     def _deliver_all(self) -> None:
         while (item := self._results.get()) is not None:
             try:
-                if isinstance(item, Restored):
-                    self._deliver(item)
-                elif isinstance(item, Run):
-                    item.finished = True
-                    self._finish_if_settled(item)
-                else:
-                    self._note_lost(item)
+                with self._delivering:
+                    self._deliver_one(item)
             except Exception:
                 # The top of a thread: what shows a frame may fail, the frames after it are delivered.
                 log.exception("live-sr could not deliver a result")
                 self._alarm("live-sr could not deliver a result: see the log")
 
+    def _deliver_one(self, item: Restored | _Lost | Run | int) -> None:
+        if isinstance(item, Restored):
+            self._deliver(item)
+        elif isinstance(item, int):
+            assert self._order is not None
+            self._order.add(item, None)  # a live frame: nothing waits for it
+        elif isinstance(item, Run):
+            item.finished = True
+            self._finish_if_settled(item)
+        else:
+            self._note_lost(item)
+
     def _deliver(self, result: Restored) -> None:
         left = self._results_bytes.add(-result.pixels.nbytes)
         if left <= RESULT_BYTES < left + result.pixels.nbytes:
             self._wake_links()
+        if result.kind != "sequence":
+            if (shot := self._lane.settle(result.seq)) is not None:
+                self._show(result, shot, (time.monotonic_ns() - shot.captured_ns) / 1e6)
+            return
         try:
             record = self._records.pop(result.seq)
         except StoreError as e:
@@ -681,14 +822,25 @@ class LiveSR:
             self._live_latency.add(latency_ms)
         run.settled += 1
         run.deferred += record.deferred
+        if saved is not False and run.seen is not None:
+            run.seen.add(record.place, result.pixels)
         try:
-            if self._feed is not None:
-                info = self._view_of(result.seq, record, latency_ms, model=result.model)
-                self._feed.show_pair(info, result.raw, result.pixels)
-            if len(self.events.frameReady):
-                self._emit(result, record, latency_ms, saved=bool(saved))
+            self._show(result, record, latency_ms, (lambda: run.read_back(record)) if saved else None)
         finally:
             self._finish_if_settled(run)
+
+    def _show(
+        self,
+        result: Restored,
+        record: Record | Shot,
+        latency_ms: float,
+        read_back: Callable[[], Pixels] | None = None,
+    ) -> None:
+        if self._feed is not None:
+            info = self._view_of(result.seq, record, latency_ms, model=result.model)
+            self._feed.show_pair(info, result.raw, result.pixels)
+        if len(self.events.frameReady):
+            self._emit(result, record, latency_ms, read_back)
 
     def _save_result(self, run: Run, record: Record, result: Restored, latency_ms: float) -> bool | None:
         """Whether the frame is on the disk; None where nothing is to be saved."""
@@ -706,17 +858,25 @@ class LiveSR:
         self._ledger.tally("saved")
         return True
 
-    def _emit(self, result: Restored, record: Record, latency_ms: float, *, saved: bool) -> None:
+    def _emit(
+        self,
+        result: Restored,
+        record: Record | Shot,
+        latency_ms: float,
+        read_back: Callable[[], Pixels] | None,
+    ) -> None:
         pixel_size_um = float(record.meta.get("pixel_size_um") or 0.0)
         meta = {
             **record.meta,
             "pixel_size_um": pixel_size_um / result.scale,
             "live_sr": {
                 "computed": True,
+                "kind": result.kind,
                 "seq": result.seq,
                 "scale": result.scale,
                 "model": result.model,
                 "model_sha256": result.model_sha256,
+                "captured_ns": record.captured_ns,
                 "latency_ms": latency_ms,
                 "server_ms": result.server_ms,
                 "deferred": record.deferred,
@@ -727,11 +887,9 @@ class LiveSR:
         }
 
         def emit() -> None:
-            self.events.frameReady.emit(
-                result.pixels, record.event, meta, (lambda: record.run.read_back(record)) if saved else None
-            )
+            self.events.frameReady.emit(result.pixels, record.event, meta, read_back)
 
-        if self._order is None:
+        if self._order is None or result.kind != "sequence":
             emit()
         else:
             self._order.add(result.seq, emit, result.pixels.nbytes)
@@ -788,7 +946,7 @@ class LiveSR:
         except Exception as e:
             if not isinstance(e, LiveSRError):
                 log.exception("live-sr could not close %s", run.target)
-            self._alarm(f"super-resolved volume {run.target} could not be closed: {e}")
+            self._alarm(f"super-resolved data could not be closed: {e}")
             closed = False
         self._run_reports.append(
             RunReport(
@@ -798,10 +956,13 @@ class LiveSR:
                 failed=run.failed,
                 failures=tuple(run.reasons),
                 raw=raw,
-                sr_path=str(run.target) if run.store is not None else None,
+                sr_path=str(run.saved_as) if run.store is not None else None,
                 sr_complete=closed and run.failed == 0,
             )
         )
+        if self._order is not None:
+            self._order.wait_past(run.last_seq)
+        run.end(self.events, self._model)
 
     # ---------------------------------------------------------------- closing (caller's thread)
 
@@ -879,7 +1040,7 @@ class LiveSR:
         """Give the frames of servers that went for good to those that are there."""
         for link in gone:
             for frame in link.stop():
-                self._outbox.give_back(frame.seq)
+                self._give_back(frame)
 
     def _unsettled(self) -> int:
         c = self._ledger.sample()
@@ -887,6 +1048,8 @@ class LiveSR:
 
     def _abandon(self) -> None:
         """The user's program failed: stop exposing the sample, keep what there is, and close."""
+        if self._closed:
+            return
         try:
             self._wait_for_end_of_run(CANCEL_S, cancel=True)
         finally:
@@ -897,6 +1060,7 @@ class LiveSR:
         if self._control is not None:
             self._control.stop()
         self._conductor.close()
+        self._end_live()
         for signal, slot in self._attached:
             try:
                 signal.disconnect(slot)
@@ -908,13 +1072,16 @@ class LiveSR:
         self._intake_thread.join()
         for link in self._links:
             for frame in link.stop():
-                self._ledger.move("in_flight", "failed")
-                self._lose(frame.seq, "the server never answered")
+                if frame.kind == "sequence":
+                    self._ledger.move("in_flight", "failed")
+                    self._lose(frame.seq, "the server never answered")
         for seq in self._outbox.close():
             self._ledger.move("deferred", "failed")
             self._lose(seq, "no server was there to restore it")
         self._results.put(None)
         self._delivery_thread.join()
+        if snaps := self._lane.dismiss(snaps=True):
+            self._warn(f"{snaps} snaps were not super-resolved: no server answered")
         if self._order is not None:
             self._order.flush()
             if self._order.disordered:
@@ -923,13 +1090,13 @@ class LiveSR:
             self._finish_soon(run)
         for thread in self._finishing:
             thread.join()
-        for problem in self.events.frameReady.close():
+        for problem in self.events.close():
             self._warn(problem)
         self.report = self._make_report()
         self._stop_watching.set()
         self._watch_thread.join()
         if self._feed is not None:
-            self._feed.status(self._status("finished"))
+            self._feed.status(self.status)
             self._feed.stop()
         self._spool.close()
 
@@ -981,10 +1148,10 @@ class LiveSR:
             for hook in list(self._hooks):
                 self._end_if_orphaned(hook)
             if self._feed is not None:
-                self._feed.status(self._status("acquiring" if self._acquiring() else "draining"))
+                self._feed.status(self.status)
 
     def _view_of(
-        self, seq: int, record: Record, latency_ms: float | None = None, *, model: str = ""
+        self, seq: int, record: Record | Shot, latency_ms: float | None = None, *, model: str = ""
     ) -> FrameInfo:
         """`model` has restored it; before that, the one chosen for its channel is named."""
         channel = _channel(record)
@@ -1000,13 +1167,17 @@ class LiveSR:
             channel=channel,
             deferred=record.deferred,
             latency_ms=latency_ms,
+            kind=record.kind,
             stage_um=_stage_um(record.meta),
             exposure_ms=_number(record.meta.get("exposure_ms")),
+            run=record.run.number if isinstance(record, Record) else 0,
+            place=record.place if isinstance(record, Record) else {},
         )
 
     def _status(self, state: RunState) -> FeedStatus:
         servers = [link.status for link in self._links]
         best = next((s for s in servers if s.state == "ready"), servers[0])
+        latency = self._lane.latency if self._lane.sr_rate.recent() else self._live_latency
         model = self._choice.of("") or best.model
         model = next((m for m in best.models if model is not None and m.sha256 == model.sha256), model)
         full = max(self._outbox.fullness, self._intake.waiting_bytes / INTAKE_BYTES)
@@ -1014,9 +1185,9 @@ class LiveSR:
             session=self.session,
             state=state,
             counts=self._ledger.sample().as_dict(),
-            raw_fps=self._raw_rate.recent(),
-            sr_fps=self._sr_rate.recent(),
-            latency_ms=dict(self._live_latency.percentiles().as_dict()),
+            raw_fps=self._raw_rate.recent() + self._lane.raw_rate.recent(),
+            sr_fps=self._sr_rate.recent() + self._lane.sr_rate.recent(),
+            latency_ms=dict(latency.percentiles().as_dict()),
             server=ServerStatus(
                 state=best.state,
                 detail=best.detail,
@@ -1041,12 +1212,13 @@ class LiveSR:
         if not self._runs:
             return SequenceStatus()
         run = self._runs[-1]
+        known = math.prod(size for _, size in run.plan.order if size is not None)
         return SequenceStatus(
             number=run.number,
-            axes={name: run.acquired if size is None else size for name, size in run.plan.order},
+            axes={name: -(-run.acquired // known) if size is None else size for name, size in run.plan.order},
             channels=tuple(c.config for c in run.sequence.channels) if run.sequence is not None else (),
-            raw_path=str(run.raw_path or ""),
-            sr_path=str(run.target or ""),
+            raw_path=str(run.raw_path.absolute()) if run.raw_path is not None else "",
+            sr_path=str(run.saved_as.absolute()) if run.saved_as is not None else "",
             state="idle" if run.ended else self._running_state(),
         )
 
@@ -1090,7 +1262,7 @@ def _unfit(pixels: NDArray[Any], plan: Plan) -> str | None:
     )
 
 
-def _channel(record: Record) -> str:
+def _channel(record: Record | Shot) -> str:
     return record.event.channel.config if record.event.channel is not None else ""
 
 

@@ -14,16 +14,17 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from live_sr import __version__
+from live_sr.client.convert import Noted, annotation
 from live_sr.client.images import SUFFIXES, check_target, format_of, open_source, write_image
 from live_sr.client.masks import Masks
 from live_sr.client.stacks import Stacks
 from live_sr.client.store import STATEMENT, SRStore
-from live_sr.client.volume import VolumeLayout
+from live_sr.client.volume import VolumeLayout, shown
 from live_sr.errors import InputError, RemoteError, StoreError
 from live_sr.frame import Pixels
 from live_sr.holes import Missing, enlarged, fillable
@@ -270,7 +271,8 @@ def _into_file(job: _Job) -> None:
         check_target(job.mark, job.layout)
     if job.report.frames != job.layout.n_frames:
         raise InputError(f"the positions of {job.source} have different lengths: choose an .ome.zarr target")
-    write_image(job.target, job.layout, _restored(job, marks), statement=_provenance(job, job.statement))
+    statement = _provenance(job, job.statement)
+    write_image(job.target, job.layout, _restored(job, marks), statement=statement, annotation=_annotation(job))
     if job.mark is not None:
         try:
             layout = replace(job.layout, dtype="uint8")
@@ -324,6 +326,18 @@ def _provenance(job: _Job, statement: str) -> str:
         f"{statement} Source: {job.source.name}. Model: {info.id}, sha256 {info.sha256}, x{info.scale}, "
         f"{info.precision}. Software: live-sr {__version__}."
     )
+
+
+def _annotation(job: _Job) -> dict[str, str]:
+    source = job.stacks.source
+    lacking = [] if job.fill else [shown(i) for i in source.indices() if not source.present(i)]
+    provenance = {"model": _model(job), "raw": str(job.source), "statement": job.statement}
+    return annotation(Noted(job.layout, lacking, provenance))
+
+
+def _model(job: _Job) -> dict[str, Any]:
+    info = job.upscaler.info
+    return {"id": info.id, "sha256": info.sha256, "scale": info.scale, "precision": info.precision}
 
 
 # -------------------------------------------------------------------------------------------- volumes
@@ -392,7 +406,6 @@ def _open_volume(path: Path, layout: VolumeLayout, job: _Job, statement: str) ->
             model_sha256=info.sha256,
             statement=statement if job.mark is not None else None,
         )
-    model = {"id": info.id, "sha256": info.sha256, "scale": info.scale, "precision": info.precision}
     return SRStore.create(
-        path, layout, provenance={"model": model, "raw": str(job.source), "statement": statement}
+        path, layout, provenance={"model": _model(job), "raw": str(job.source), "statement": statement}
     )

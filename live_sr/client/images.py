@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import uuid
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,7 @@ from live_sr.client.volume import (
 )
 from live_sr.errors import InputError, LiveSRError, StoreError
 from live_sr.frame import DTYPES, Pixels
+from live_sr.neighbours import Neighbours, axis_of
 
 Format = Literal["zarr", "ome-tiff", "tiff", "png"]
 SUFFIXES: dict[str, Format] = {
@@ -46,6 +48,8 @@ SUFFIXES: dict[str, Format] = {
     ".png": "png",
 }
 CLASSIC_TIFF_BYTES = 2**32 - 2**25  # offsets have 32 bits; 32 MB are left for the pages' own descriptions
+FIRST_POSITION = "*_p000.ome.tif*"  # as ome-writers names it
+NAMESPACE = "live-sr"  # of our annotation in OME-XML
 JPEG = (6, 7, 33007, 34892)  # kinds of compression whose strips need the page's tables to be decoded
 PNG_MODES = {"L": "uint8", "I;16": "uint16", "I;16B": "uint16"}
 
@@ -69,6 +73,7 @@ UNITS = {
     "h": "hour",
 }
 SYMBOLS = {name: symbol for symbol, name in reversed(UNITS.items()) if symbol != "\\u00B5m"}
+GROUP_NAME = re.compile(r"\w[\w .-]*")
 PAGES = ("i", "q")  # tifffile's names for pages of which the file does not say what they are
 AXIS_TYPES: dict[str, AxisType] = {"t": "time", "c": "channel", "z": "space"}
 
@@ -108,6 +113,19 @@ class ImageSource(Protocol):
         ...
 
 
+def neighbour_axis(source: ImageSource, neighbours: Neighbours) -> str | None:
+    """Name of the axis along which the neighbours of a plane lie; None where nothing says what lies beside it.
+
+    A mere stack of pages is of time points or of sections, as whoever asks has it.
+    """
+    if source.mixed:
+        return None
+    axes = [axis for axis in source.layout.index_axes if axis.type != "channel"]
+    if len(axes) == 1 and axes[0].name in PAGES:
+        return axes[0].name
+    return axis_of(neighbours, {axis.name: axis.size for axis in axes})
+
+
 def format_of(path: Path) -> Format:
     """The format that a name's ending stands for.
 
@@ -140,19 +158,32 @@ def open_source(path: Path, dtypes: Sequence[str] = DTYPES) -> ImageSource:
     """
     if not path.exists():
         raise InputError(f"there is no {path}: check the name")
+    source: ImageSource
     if path.is_dir():
         if journal_path(path).exists():
             raise InputError(f"{path} is a computed volume itself: take the raw volume it was made from")
-        source: ImageSource = ZarrSource(path)
+        first = first_of_folder(path)
+        source = ZarrSource(path) if first is None else TiffSource(first)
     elif format_of(path) == "png":
         source = PngSource(path)
     else:
         source = TiffSource(path)
+        if source.annotation is not None:
+            source.close()
+            raise InputError(f"{path} is a computed image itself: take the raw data it was made from")
     if source.layout.dtype not in dtypes:
         dtype = source.layout.dtype
         source.close()
         raise InputError(f"{path} is {dtype}, not {' or '.join(dtypes)}: convert it without rescaling")
     return source
+
+
+def first_of_folder(path: Path) -> Path | None:
+    """The first file of a folder of OME-TIFF, which pymmcore-plus writes for several positions.
+
+    It names the others. None where there is no such file.
+    """
+    return min(path.glob(FIRST_POSITION), default=None)
 
 
 class ZarrSource:
@@ -236,7 +267,13 @@ class PngSource:
 
 
 class TiffSource:
-    """A TIFF, OME-TIFF or ImageJ file; several images of the same kind are positions."""
+    """A TIFF, OME-TIFF or ImageJ file; several images of the same kind are positions.
+
+    Attributes
+    ----------
+    annotation : dict or None
+        What live-sr noted in an OME-TIFF that it computed.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -249,6 +286,7 @@ class TiffSource:
             self._series = list(self._file.series)
             self.layout = self._read_layout()
             self.mixed = _written_mixed(self._file.ome_metadata, self.layout)
+            self.annotation = _annotation(self._file.ome_metadata)
         except BaseException as e:
             self._file.close()
             if isinstance(e, LiveSRError) or not isinstance(e, Exception):
@@ -307,6 +345,9 @@ class TiffSource:
     def _window(self, series: tifffile.TiffPageSeries, n: int, window: Window) -> NDArray[Any] | None:
         """Of plane `n`, reading no more of the file than the pages, strips or tiles that hold it."""
         key = series.keyframe
+        if key.parent is not self._file:  # of an OME-TIFF that consists of several files
+            elsewhere = series.pages[n]
+            return None if elsewhere is None else _of_other_file(elsewhere)[window]
         if _single(series):
             return self._map(key, cast("int", series.dataoffset) + n * key.nbytes)[window].copy()
         page = series.pages[n]
@@ -364,8 +405,7 @@ class TiffSource:
             axes, channels = _ome_axes(self._file.ome_metadata or "", _axes(first))
         else:
             axes, channels = _tag_axes(self._file, _axes(first)), ()
-        names = [f"image{i}" for i in range(len(self._series))] if len(self._series) > 1 else []
-        positions = tuple(Position(name, name) for name in names)
+        positions = _positions(self._series) if len(self._series) > 1 else ()
         assert first.dtype is not None
         return VolumeLayout(axes, first.dtype.name, positions, channels)
 
@@ -394,6 +434,16 @@ def _damaged(path: Path, error: Exception) -> str:
     )
 
 
+def _of_other_file(page: tifffile.TiffPage | tifffile.TiffFrame) -> NDArray[Any]:
+    """Tifffile closes all files of an OME-TIFF but the first; there may be hundreds."""
+    file = page.parent.filehandle
+    file.open()
+    try:
+        return page.asarray()
+    finally:
+        file.close()
+
+
 def _single(series: tifffile.TiffPageSeries) -> bool:
     """Whether one page describes all planes, as ImageJ writes more than 4 GB."""
     return len(series.pages) == 1 and series.dataoffset is not None
@@ -407,6 +457,23 @@ def _axes(series: tifffile.TiffPageSeries) -> tuple[Axis, ...]:
     ]
     y, x = series.shape[-2:]
     return (*others, Axis("y", y, "space"), Axis("x", x, "space"))
+
+
+def _positions(series: Sequence[tifffile.TiffPageSeries]) -> tuple[Position, ...]:
+    """Named as the images are, if those names can be told apart and are names of groups as well."""
+    names = [s.name.replace("/", "_") for s in series]
+    good = len(set(names)) == len(names) and all(GROUP_NAME.fullmatch(name) for name in names)
+    return tuple(Position(n, n) for n in (names if good else (f"image{i}" for i in range(len(names)))))
+
+
+def _annotation(xml: str | None) -> dict[str, str] | None:
+    """Key and value pairs of ours in OME-XML."""
+    if xml is None or NAMESPACE not in xml:
+        return None
+    for e in ET.fromstring(xml).iter():
+        if e.tag.endswith("}MapAnnotation") and e.get("Namespace") == NAMESPACE:
+            return {m.get("K", ""): m.text or "" for m in e.iter() if m.tag.endswith("}M")}
+    return None
 
 
 def _ome_axes(xml: str, axes: tuple[Axis, ...]) -> tuple[tuple[Axis, ...], tuple[str, ...]]:
@@ -498,7 +565,15 @@ def check_target(path: Path, layout: VolumeLayout) -> None:
             raise InputError(f"{path}: OME-TIFF has no axis {strange[0]!r}: choose .ome.zarr or .tif")
 
 
-def write_image(path: Path, layout: VolumeLayout, planes: Iterator[Pixels], *, statement: str) -> None:
+def write_image(
+    path: Path,
+    layout: VolumeLayout,
+    planes: Iterator[Pixels],
+    *,
+    statement: str,
+    annotation: Mapping[str, str] | None = None,
+    check: Callable[[Path], None] = lambda path: None,
+) -> None:
     """Write all planes of `layout`, position by position, and give the file its name when it is complete.
 
     Parameters
@@ -509,6 +584,10 @@ def write_image(path: Path, layout: VolumeLayout, planes: Iterator[Pixels], *, s
         Consumed one at a time.
     statement : str
         Text kept in the file: that it is computed, and by what.
+    annotation : mapping, optional
+        Keys and values for programs to read, in OME-TIFF only.
+    check : callable, optional
+        Given the finished file before it gets its name, for example to read it back; it may raise.
 
     Raises
     ------
@@ -520,7 +599,9 @@ def write_image(path: Path, layout: VolumeLayout, planes: Iterator[Pixels], *, s
         if format_of(path) == "png":
             _write_png(partial, next(planes), statement)
         else:
-            _write_tiff(partial, layout, planes, statement, ome=format_of(path) == "ome-tiff")
+            ome = format_of(path) == "ome-tiff"
+            _write_tiff(partial, layout, planes, statement, annotation if ome else None, ome=ome)
+        check(partial)
         if path.exists():
             raise StoreError(f"{path} has come into being meanwhile and is not overwritten")
         partial.rename(path)
@@ -549,7 +630,13 @@ def _pillow() -> ModuleType:
 
 
 def _write_tiff(
-    path: Path, layout: VolumeLayout, planes: Iterator[Pixels], statement: str, *, ome: bool
+    path: Path,
+    layout: VolumeLayout,
+    planes: Iterator[Pixels],
+    statement: str,
+    annotation: Mapping[str, str] | None,
+    *,
+    ome: bool,
 ) -> None:
     shape = [axis.size or 0 for axis in layout.axes]
     images = max(len(layout.positions), 1)
@@ -557,10 +644,12 @@ def _write_tiff(
     per_image = math.prod(shape[:-2])
     names = [_ome_axis(axis, layout) if ome else axis.name for axis in layout.axes]
     letters = "".join(name.upper() if len(name) == 1 else "Q" for name in names)  # Q: none of the others
-    described = _ome_description(layout, statement) if ome else {"live_sr": statement}
+    described: dict[str, Any] = _ome_description(layout, statement) if ome else {"live_sr": statement}
+    if annotation is not None:
+        described["MapAnnotation"] = {"Namespace": NAMESPACE, **annotation}
     with tifffile.TiffWriter(path, bigtiff=n_bytes > CLASSIC_TIFF_BYTES, ome=ome) as file:
         for i in range(images):
-            name = {"Name": layout.positions[i].name} if ome and layout.positions else {}
+            name = {"Name": layout.positions[i].path} if ome and layout.positions else {}
             file.write(
                 itertools.islice(planes, per_image),
                 shape=shape,

@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from live_sr.client.images import PAGES, ImageSource
+from live_sr.client.images import ImageSource, neighbour_axis
 from live_sr.client.masks import Masks
 from live_sr.errors import StoreError
 from live_sr.frame import Pixels, stacked
 from live_sr.holes import Missing
-from live_sr.neighbours import axis_of, surround
+from live_sr.neighbours import surround
 from live_sr.upscaler import UpscalerInfo
 
 
@@ -59,11 +59,7 @@ class Stacks:
         self._masks = masks
         self._frames = model.frames
         self._sizes = {axis.name: axis.size or 0 for axis in source.layout.index_axes}
-        self.axis: str | None = None
-        if model.frames > 1 and not source.mixed:
-            # A mere stack of pages is of time points or of sections, as the model has it.
-            pages = next((axis for axis in self._sizes if axis in PAGES and len(self._sizes) == 1), None)
-            self.axis = pages or axis_of(model.neighbours, self._sizes)
+        self.axis = neighbour_axis(source, model.neighbours) if model.frames > 1 else None
         why = (
             "frames lie in the order of arrival, which does not tell them" if source.mixed else "there are none"
         )

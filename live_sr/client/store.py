@@ -438,6 +438,17 @@ class SRStore:
                 self.journal.frames[entry.seq] = lost
 
 
+def read_provenance(path: Path | str) -> dict[str, Any]:
+    """What stands under "live_sr" in the attributes of a volume; also while it is being written.
+
+    Raises
+    ------
+    StoreError
+        When it is no volume of live-sr.
+    """
+    return _read_attributes(Path(path))[0]
+
+
 # ------------------------------------------------------------------------------------------------- layout
 
 

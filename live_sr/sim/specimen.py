@@ -375,7 +375,7 @@ def _spline(t: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(value, np.float64)
 
 
-def _taps(at: NDArray[np.float64], width: float) -> tuple[NDArray[np.int64], Float]:
+def taps(at: NDArray[np.float64], width: float) -> tuple[NDArray[np.int64], Float]:
     """Return the lattice nodes under `at` and the weights (len(at), nodes) of pixels `width` nodes wide."""
     first = np.floor(at - width / 2).astype(np.int64) - 1
     nodes = np.arange(first[0], first[-1] + 4 + math.ceil(width), dtype=np.int64)
@@ -392,19 +392,20 @@ def _taps(at: NDArray[np.float64], width: float) -> tuple[NDArray[np.int64], Flo
 def _noise(seed: int, salt: int, window: _Window, lattice_um: float) -> Float:
     """Return smooth noise (Y, X), mean 0 and standard deviation 1, correlated over about one lattice step."""
     step = window.pixel_um / lattice_um
-    y, wy = _taps(window.axis_um(0) / lattice_um, step)
-    x, wx = _taps(window.axis_um(1) / lattice_um, step)
-    z, wz = _taps(np.array([window.z_um / lattice_um]), 0.0)
+    y, wy = taps(window.axis_um(0) / lattice_um, step)
+    x, wx = taps(window.axis_um(1) / lattice_um, step)
+    z, wz = taps(np.array([window.z_um / lattice_um]), 0.0)
     values = _unit(_hash(seed, salt, z[:, None, None], y[None, :, None], x[None, None, :])) * 2 - 1
     return np.asarray(wy @ np.tensordot(wz[0], values, 1) @ wx.T / NOISE_STD, np.float32)
 
 
-def _smooth(x: Float, low: float, high: float) -> Float:
+def smoothstep(x: Float, low: float, high: float) -> Float:
+    """Rise from 0 at `low` to 1 at `high`, level at both ends."""
     t = np.clip((x - low) / (high - low), 0, 1)
     return np.asarray(t * t * (3 - 2 * t), np.float32)
 
 
-def _line(distance: Float, width: float, blur: Float | float) -> Float:
+def line_cover(distance: Float, width: float, blur: Float | float) -> Float:
     """Return the share of a pixel `blur` wide that a line `width` wide covers, `distance` away (all nm)."""
     cover = (0.5 * (width + blur) - np.abs(distance)) / blur
     return np.asarray(np.clip(cover, 0, np.minimum(1, width / blur)), np.float32)
@@ -648,7 +649,7 @@ def _paint(tissue: Neuropil, window: _Window, cut: _Section, detector: int) -> F
 
     image = _cytoplasm(tissue, window, cut, pale)
     _tubules(tissue, window, cut, image)
-    crowded = _smooth(cluster, -0.5, 0.2) * bouton[cut.near]
+    crowded = smoothstep(cluster, -0.5, 0.2) * bouton[cut.near]
     _spheres(tissue, window, cut, image, VESICLE, crowded)
     _spheres(tissue, window, cut, image, BODY, None)
     _mitochondria(tissue, window, cut, image)
@@ -657,7 +658,7 @@ def _paint(tissue: Neuropil, window: _Window, cut: _Section, detector: int) -> F
     image += (tissue.brightness - 0.46 - image) * dark
     image = tissue.brightness + tissue.contrast * (image - tissue.brightness)
     if detector == 1:  # less stain, bright edges, a slow relief
-        edge = _line(cut.depth - 2.2 * tissue.membrane_nm, 1.6 * tissue.membrane_nm, blur)
+        edge = line_cover(cut.depth - 2.2 * tissue.membrane_nm, 1.6 * tissue.membrane_nm, blur)
         image = 0.5 + 0.45 * (image - tissue.brightness) + 0.1 * edge + 0.05 * sheath
         image += 0.04 * _noise(tissue.seed, 60, window, 0.6)
     return np.asarray(np.clip(image, 0, 1), np.float32)
@@ -683,12 +684,14 @@ def _membranes(
     """Return how dark the membranes stain each pixel, 0 to 1."""
     width, gap = tissue.membrane_nm, 0.4 * tissue.membrane_nm  # the gap between two neurites is seldom open
     middle = (gap + width) / 2
-    dark = np.minimum(_line(cut.depth - middle, width, blur) + _line(cut.depth + middle, width, blur), 1)
-    dark = np.maximum(dark, 0.75 * _line(cut.depth, gap, blur)) * (0.8 + 0.06 * cluster)
-    dark = np.maximum(dark, 0.6 * _smooth(-cut.depth, 0, 6))  # matter fills the gaps at corners
+    dark = np.minimum(
+        line_cover(cut.depth - middle, width, blur) + line_cover(cut.depth + middle, width, blur), 1
+    )
+    dark = np.maximum(dark, 0.75 * line_cover(cut.depth, gap, blur)) * (0.8 + 0.06 * cluster)
+    dark = np.maximum(dark, 0.6 * smoothstep(-cut.depth, 0, 6))  # matter fills the gaps at corners
     pre, post = bouton[cut.near], bouton[cut.far]
-    dense = np.where(pre, np.float32(0.25), np.float32(0.8)) * (pre != post) * _smooth(cluster, 1.1, 1.5)
-    return np.asarray(np.maximum(dark, dense * _line(cut.depth - 16, 22.0, blur)), np.float32)
+    dense = np.where(pre, np.float32(0.25), np.float32(0.8)) * (pre != post) * smoothstep(cluster, 1.1, 1.5)
+    return np.asarray(np.maximum(dark, dense * line_cover(cut.depth - 16, 22.0, blur)), np.float32)
 
 
 TUBULE_NM = 90.0  # from one microtubule to the next
@@ -714,8 +717,10 @@ def _tubules(tissue: Neuropil, window: _Window, cut: _Section, image: Float) -> 
     h = _hash(tissue.seed, 55, *lane, key[who].astype(np.int64))
     off = [a - n - 0.3 - 0.4 * _unit(h, k) for k, (a, n) in enumerate(zip(across, lane, strict=True), 1)]
     radius = np.hypot(*off).astype(np.float32) * TUBULE_NM
-    wall = np.maximum(_line(radius - 9, 7.0, max(window.pixel_nm, 4.0)), np.float32(0.4) * (radius < 9))
-    image.reshape(-1)[at] -= 0.22 * fade * wall * (_unit(h, 3) < 0.6) * _smooth(cut.depth.ravel()[at], 25, 40)
+    wall = np.maximum(line_cover(radius - 9, 7.0, max(window.pixel_nm, 4.0)), np.float32(0.4) * (radius < 9))
+    image.reshape(-1)[at] -= (
+        0.22 * fade * wall * (_unit(h, 3) < 0.6) * smoothstep(cut.depth.ravel()[at], 25, 40)
+    )
 
 
 class _Kind(NamedTuple):
@@ -762,7 +767,7 @@ def _spheres(
     keep &= (near_row >= 0) & (near_row < height) & (near_col >= 0) & (near_col < width)
     pick = np.flatnonzero(keep)
     home = near_row[pick] * width + near_col[pick]
-    strength = fade * _smooth(cut.depth.ravel()[home] - np.minimum(radius[pick], 42), 2, 14)
+    strength = fade * smoothstep(cut.depth.ravel()[home] - np.minimum(radius[pick], 42), 2, 14)
     if where is not None:
         strength *= where.ravel()[home]
     pick, strength = pick[strength > 0.01], strength[strength > 0.01][:, None, None]
@@ -777,7 +782,7 @@ def _spheres(
     cols = near_col[pick][:, None, None] + step
     away = np.sqrt(((rows - row) * px) ** 2 + ((cols - col) * px) ** 2 + rise**2).astype(np.float32)
     blur = math.hypot(px, 4.0)
-    shell = _line(away - radius + 4, 8.0, blur)
+    shell = line_cover(away - radius + 4, 8.0, blur)
     core = np.clip((radius - away) / blur + 0.5, 0, 1)
     dark = 0.28 * strength * np.where(solid, np.maximum(shell, 0.7 * core), shell)
     light = 0.05 * strength * np.where(solid, 0, core - shell)
@@ -813,10 +818,10 @@ def _mitochondria(tissue: Neuropil, window: _Window, cut: _Section, image: Float
         return
     folds = _noise(tissue.seed, 80, window, 0.07)
     wave = np.cos(2 * np.pi * (body.along / CRISTA_NM + 0.3 * folds))
-    crista = wave * float(np.sinc(window.pixel_nm / CRISTA_NM)) * _smooth(body.fit, 10, 24)
-    crista *= body.cristae * _smooth(folds, -1.5, 1.0)
+    crista = wave * float(np.sinc(window.pixel_nm / CRISTA_NM)) * smoothstep(body.fit, 10, 24)
+    crista *= body.cristae * smoothstep(folds, -1.5, 1.0)
     grey = tissue.brightness - 0.3 + body.shade
-    grey -= 0.1 * crista + 0.1 * _line(body.fit - 5, 9.0, blur)
+    grey -= 0.1 * crista + 0.1 * line_cover(body.fit - 5, 9.0, blur)
     grey += 0.35 * (image - tissue.brightness)  # the grain shows through
     image += (grey - image) * cover
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from live_sr.sim.specimen import Float, Index, _line, _smooth, _taps
+from live_sr.sim.specimen import Float, Index, line_cover, smoothstep, taps
 
 Rng = np.random.Generator
 Shape = tuple[int, int]
@@ -141,7 +141,7 @@ FLAT_STD = 0.2765  # of uniform [-1, 1] lattice values under a cubic B-spline in
 
 def _noise(rng: Rng, shape: Shape, lattice: float) -> Float:
     """Return smooth noise (Y, X), mean 0 and standard deviation 1, correlated over about `lattice` pixels."""
-    (y, wy), (x, wx) = (_taps(np.arange(n, dtype=np.float64) / lattice, 1 / lattice) for n in shape)
+    (y, wy), (x, wx) = (taps(np.arange(n, dtype=np.float64) / lattice, 1 / lattice) for n in shape)
     values = rng.uniform(-1 / FLAT_STD, 1 / FLAT_STD, (len(y), len(x))).astype(np.float32)
     return np.asarray(wy @ values @ wx.T, np.float32)
 
@@ -476,20 +476,22 @@ def _cells(rng: Rng, shape: Shape) -> Float:
         core = cells.sites.radius[cells.near] * rng.uniform(0.35, 0.6) - cells.away
         core = _meet(core + 0.03 * size * _noise(rng, shape, 0.4 * size), cells.depth - 1.5 * width, 2.0)
         _paint(image, _cover(core), rng.uniform(0.3, 0.9))
-        _paint(image, _line(core, min(width, 2.0), 1.0), rng.uniform(0.0, 0.5))
+        _paint(image, line_cover(core, min(width, 2.0), 1.0), rng.uniform(0.0, 0.5))
     thick = width * np.clip(1 + rng.uniform(0, 0.35) * _noise(rng, shape, 0.6 * size), 0.4, 2)
     dark = rng.uniform(0.0, 0.35)
     if style == "single":
-        _paint(image, _line(cells.depth, 1.0, 1.0) if width < 1.5 else _cover(thick / 2 - cells.depth), dark)
+        _paint(
+            image, line_cover(cells.depth, 1.0, 1.0) if width < 1.5 else _cover(thick / 2 - cells.depth), dark
+        )
     elif style == "double":
         gap = width * rng.uniform(0.4, 1.5)
         _paint(image, _cover(gap / 2 - cells.depth), rng.uniform(0.4, 1.0))
-        _paint(image, _line(cells.depth - (gap + width) / 2, width, 1.0), dark)
+        _paint(image, line_cover(cells.depth - (gap + width) / 2, width, 1.0), dark)
     elif style == "gap":
         gap = min(width * rng.uniform(0.5, 3), 0.25 * size)
         _paint(image, _cover(gap / 2 * thick / width - cells.depth), rng.uniform(0.0, 1.2))
         if rng.random() < 0.5:
-            _paint(image, _line(cells.depth - gap / 2, min(width, 2.5), 1.0), dark)
+            _paint(image, line_cover(cells.depth - gap / 2, min(width, 2.5), 1.0), dark)
     return image
 
 
@@ -506,11 +508,11 @@ def _stuff(rng: Rng, room: Float, size: float, image: Float) -> None:
         apart=1.1 if radius > 3 else 0.0,
     )
     stamped = _stamp(shape, bodies)
-    fits = _smooth(room, 0.5 * radius, radius + 1)
+    fits = smoothstep(room, 0.5 * radius, radius + 1)
     cover = _cover(stamped.fit) * fits
     _paint(image, cover, rng.uniform(0.0, 1.0))
     if radius > 2.5 and rng.random() < 0.6:
-        _paint(image, _line(stamped.fit - 0.8, 1.5, 1.0) * fits, rng.uniform(0.0, 0.4))
+        _paint(image, line_cover(stamped.fit - 0.8, 1.5, 1.0) * fits, rng.uniform(0.0, 0.4))
 
 
 def _myelin(rng: Rng, shape: Shape) -> Float:
@@ -542,7 +544,7 @@ def _myelin(rng: Rng, shape: Shape) -> Float:
         turns = np.cos(2 * np.pi * (fit + 0.4 * period * _noise(rng, shape, 0.6 * size)) / period)
         tone += rng.uniform(0.05, 0.25) * turns * float(np.sinc(1 / period))
     if rng.random() < 0.5:  # the sheath comes apart
-        splits = _smooth(_noise(rng, shape, 0.25 * size), 1.3, 1.6) * _smooth(inner + sheath, 1, 3)
+        splits = smoothstep(_noise(rng, shape, 0.25 * size), 1.3, 1.6) * smoothstep(inner + sheath, 1, 3)
         tone += (plasm - tone) * splits * 0.8
     _paint(image, _cover(fit), tone)
     axon = (plasm + 0.15 * (rng.random(n) - 0.5)).astype(np.float32)[cells.near]
@@ -557,7 +559,7 @@ def _myelin(rng: Rng, shape: Shape) -> Float:
     if rng.random() < 0.35:  # edges stand out
         rim = _log(rng, 1.0, 3.0)
         strength = rng.uniform(-0.25, 0.25)
-        image += strength * np.maximum(_line(fit - rim, rim, 1.0), _line(inner, rim, 1.0))
+        image += strength * np.maximum(line_cover(fit - rim, rim, 1.0), line_cover(inner, rim, 1.0))
     return image
 
 
@@ -571,14 +573,14 @@ def _organelles(rng: Rng, shape: Shape) -> Float:
         cells = _pack(rng, shape, scale * rng.uniform(5, 12), spread=0.5, cap=2 * scale, round_px=0.2 * scale)
         wall = cells.depth
         image += 0.15 * (rng.random(len(cells.sites.radius)).astype(np.float32)[cells.near] - 0.5)
-        _paint(image, _line(wall, 1.2 * blur, 1.0), 0.1)
+        _paint(image, line_cover(wall, 1.2 * blur, 1.0), 0.1)
     else:
         wall = np.full(shape, 2 * scale, np.float32)
     if rng.random() < 0.6:
         _reticulum(rng, wall, scale, blur, image)
     if rng.random() < 0.6:
-        cloud = _smooth(_noise(rng, shape, 5 * scale), rng.uniform(-0.8, 0.5), 0.9)
-        _vesicles(rng, cloud * _smooth(wall, 0.2 * scale, 0.5 * scale), scale, blur, image)
+        cloud = smoothstep(_noise(rng, shape, 5 * scale), rng.uniform(-0.8, 0.5), 0.9)
+        _vesicles(rng, cloud * smoothstep(wall, 0.2 * scale, 0.5 * scale), scale, blur, image)
     if rng.random() < 0.85:
         _mitochondria(rng, wall, scale, blur, image)
     if rng.random() < 0.4:
@@ -597,14 +599,14 @@ def _reticulum(rng: Rng, wall: Float, scale: float, blur: float, image: Float) -
     shape = image.shape[0], image.shape[1]
     aspect = _log(rng, 1.5, 6)
     field = _spectrum(rng, shape, 1.5, (0.1 / scale, 0.5 / scale), aspect, rng.uniform(0, math.pi))
-    where = _smooth(_noise(rng, shape, 4 * scale), 0.0, 0.7) * _smooth(wall, 0.2 * scale, 0.5 * scale)
+    where = smoothstep(_noise(rng, shape, 4 * scale), 0.0, 0.7) * smoothstep(wall, 0.2 * scale, 0.5 * scale)
     apart, lumen = scale * rng.uniform(0.35, 0.9), scale * rng.uniform(0.08, 0.2)
     stack = int(rng.integers(1, 5))
     middle = _distance(field)
     for k in range(stack):
         d = np.abs(middle - (k - (stack - 1) / 2) * apart)
         _paint(image, _cover(lumen / 2 - d) * where, rng.uniform(0.75, 0.95))
-        _paint(image, _line(d - lumen / 2 - blur / 2, blur, 1.0) * where, 0.15)
+        _paint(image, line_cover(d - lumen / 2 - blur / 2, blur, 1.0) * where, 0.15)
 
 
 def _vesicles(rng: Rng, where: Float, scale: float, blur: float, image: Float) -> None:
@@ -621,7 +623,7 @@ def _vesicles(rng: Rng, where: Float, scale: float, blur: float, image: Float) -
     stamped = _stamp(shape, bodies)
     dense = (rng.random(len(bodies.at)) < _pick(rng, 0, 0.15, 0.7)).astype(np.float32)[stamped.key]
     _paint(image, _cover(stamped.fit), np.where(dense > 0, np.float32(0.3), image + 0.08))
-    _paint(image, _line(stamped.fit - blur / 2, blur, 1.0), 0.12)
+    _paint(image, line_cover(stamped.fit - blur / 2, blur, 1.0), 0.12)
     _paint(image, _cover(stamped.fit - 0.35 * radius) * dense, 0.05)
 
 
@@ -641,15 +643,15 @@ def _mitochondria(rng: Rng, wall: Float, scale: float, blur: float, image: Float
     if rng.random() < 0.3:  # cristae along the body
         folds = folds + across - along
     bars = _off(folds / period) * period
-    sides = _smooth(_noise(rng, shape, 0.5 * scale), -0.9, -0.4)  # folds that end inside
-    crista = _line(bars, min(0.45 * period, 1.6 * blur), 1.0) * sides * _smooth(fit, blur, 2 * blur + 1)
+    sides = smoothstep(_noise(rng, shape, 0.5 * scale), -0.9, -0.4)  # folds that end inside
+    crista = line_cover(bars, min(0.45 * period, 1.6 * blur), 1.0) * sides * smoothstep(fit, blur, 2 * blur + 1)
     light = rng.random() < 0.5
     _paint(inside, crista, matrix + (0.35 if light else -0.25))
     _paint(image, _cover(fit), inside)
-    _paint(image, _line(fit - blur / 2, blur, 1.0), 0.05)
+    _paint(image, line_cover(fit - blur / 2, blur, 1.0), 0.05)
     if scale > 14:  # the second membrane
-        _paint(image, _line(fit - 2 * blur, 0.8 * blur, 1.0), matrix + 0.3)
-        _paint(image, _line(fit - 3 * blur, 0.7 * blur, 1.0), 0.12)
+        _paint(image, line_cover(fit - 2 * blur, 0.8 * blur, 1.0), matrix + 0.3)
+        _paint(image, line_cover(fit - 3 * blur, 0.7 * blur, 1.0), 0.12)
 
 
 def _filaments(rng: Rng, shape: Shape) -> Float:
@@ -667,9 +669,9 @@ def _filaments(rng: Rng, shape: Shape) -> Float:
         links, owner = _walk(rng, shape, round(count), length, width, straight, order)
         stamped = _stamp(shape, links)
         d = width / 2 - stamped.fit
-        line = _line(d, width, 1.0)
+        line = line_cover(d, width, 1.0)
         if hollow:
-            line *= 1 - rng.uniform(0.4, 0.9) * _line(d, 0.45 * width, 1.0)
+            line *= 1 - rng.uniform(0.4, 0.9) * line_cover(d, 0.45 * width, 1.0)
         own = rng.uniform(rng.uniform(0.1, 0.9), 1, owner.max() + 1).astype(np.float32)
         tone = own[owner[stamped.key]]
         if rng.random() < 0.25:
@@ -760,8 +762,8 @@ def _nuclei(rng: Rng, shape: Shape) -> Float:
     inside = tone.astype(np.float32)[key]
     grainy = _spectrum(rng, shape, rng.uniform(0.9, 1.8), (0.7 / size, 0.3))
     inside *= 1 + rng.uniform(0.03, 0.2) * grainy
-    clumps = _smooth(grainy + _noise(rng, shape, 0.25 * size + 1), 0.4, rng.uniform(0.7, 1.5))
-    rim = _smooth(-fit, -rng.uniform(0.1, 0.3) * size, 0) if rng.random() < 0.6 else 0.0
+    clumps = smoothstep(grainy + _noise(rng, shape, 0.25 * size + 1), 0.4, rng.uniform(0.7, 1.5))
+    rim = smoothstep(-fit, -rng.uniform(0.1, 0.3) * size, 0) if rng.random() < 0.6 else 0.0
     _paint(inside, np.maximum(clumps, rim) * rng.uniform(0, 0.8), 1.0 if glow else 0.12)
     spots = _scatter(rng, shape, image.size / (2 * size**2), (0.12 * size, 0.35 * size), (1.0, 1.3), apart=1.2)
     core = _stamp(shape, spots, 0.1 * size + 2).fit + 0.06 * size * _noise(rng, shape, 0.2 * size + 1)
@@ -770,9 +772,9 @@ def _nuclei(rng: Rng, shape: Shape) -> Float:
     _paint(image, _cover(fit), inside)
     if not glow and rng.random() < 0.7:
         width = _log(rng, 1.2, max(1.5, 0.08 * size))
-        _paint(image, _line(fit, width, 1.0), rng.uniform(0, 0.2))
+        _paint(image, line_cover(fit, width, 1.0), rng.uniform(0, 0.2))
         if rng.random() < 0.5:
-            _paint(image, _line(np.asarray(fit + 2 * width, np.float32), width, 1.0), rng.uniform(0, 0.3))
+            _paint(image, line_cover(np.asarray(fit + 2 * width, np.float32), width, 1.0), rng.uniform(0, 0.3))
     if glow and rng.random() < 0.6:
         image += _blur(image, _log(rng, 0.2 * size + 2, size + 3)) * rng.uniform(0.05, 0.5)
     return image
@@ -791,7 +793,7 @@ def _textures(rng: Rng, shape: Shape) -> Float:
         field = _spectrum(rng, shape, rng.uniform(1, 2), (0.5 / period, 2 / period), aspect, angle)
         d = np.abs(_distance(field))
         width = _log(rng, 1.2, max(1.5, 0.3 * period))
-        return np.asarray(_line(d, width, 1.0) + 0.3 * np.exp(-d / period) + 0.1 * field, np.float32)
+        return np.asarray(line_cover(d, width, 1.0) + 0.3 * np.exp(-d / period) + 0.1 * field, np.float32)
     if style == "phases":  # two, as in a foam, an alloy or a blend
         field = _spectrum(rng, shape, rng.uniform(0, 1.5), (0.5 / period, 1.3 / period), aspect, angle)
         phase = _cover(_distance(field, rng.uniform(-0.7, 0.7)))
@@ -802,13 +804,13 @@ def _textures(rng: Rng, shape: Shape) -> Float:
         folds = coarse * rng.uniform(1, 4)
         return np.asarray(_bars(folds, rng.uniform(0.2, 0.7), sharp=rng.random() < 0.5), np.float32)
     fine = _spectrum(rng, shape, rng.uniform(0, 1.2), (0.3 / period, 0.35), aspect, angle)
-    return np.asarray(fine * _smooth(coarse, -1, 1) + rng.uniform(0, 0.6) * coarse, np.float32)
+    return np.asarray(fine * smoothstep(coarse, -1, 1) + rng.uniform(0, 0.6) * coarse, np.float32)
 
 
 def _bars(phase: NDArray[Any], duty: float, *, sharp: bool) -> Float:
     """Return bars one unit of `phase` apart; where they are finer than two pixels they fade to their mean."""
     steep = np.hypot(*np.gradient(phase)) + 1e-6  # periods per pixel
-    fade = 1 - _smooth(steep, 0.35, 0.5)
+    fade = 1 - smoothstep(steep, 0.35, 0.5)
     if sharp:
         off = _off(phase)
         wave = np.clip((duty / 2 - off) / steep + 0.5, 0, 1)
@@ -841,10 +843,10 @@ def _grains(rng: Rng, shape: Shape) -> Float:
         rough = (rng.random(n) * rng.uniform(0, 0.15)).astype(np.float32)[cells.near]
         image += rough * _noise(rng, shape, _log(rng, 1.5, 5))
     if rng.random() < 0.3:  # relief towards the boundary
-        image += rng.uniform(-0.3, 0.3) * _smooth(cells.depth, 0, 0.4 * size)
+        image += rng.uniform(-0.3, 0.3) * smoothstep(cells.depth, 0, 0.4 * size)
     if rng.random() < 0.65:
         width = _log(rng, 1.0, max(1.2, 0.12 * size))
-        _paint(image, _line(cells.depth, width, 1.0), _pick(rng, -0.2, 0.0, 1.0, 1.3))
+        _paint(image, line_cover(cells.depth, width, 1.0), _pick(rng, -0.2, 0.0, 1.0, 1.3))
     if rng.random() < 0.4:
         _stuff(rng, cells.depth + 3, size, image)
     if rng.random() < 0.3:
@@ -859,7 +861,7 @@ def _scratches(rng: Rng, shape: Shape) -> Float:
     bodies = bodies._replace(bend=np.zeros_like(bodies.bend))
     stamped = _stamp(shape, bodies)
     radius = bodies.radius[stamped.key]
-    return _line(radius - stamped.fit, 2 * bodies.radius.max(), 1.0) * (stamped.key >= 0)
+    return line_cover(radius - stamped.fit, 2 * bodies.radius.max(), 1.0) * (stamped.key >= 0)
 
 
 def _shapes(rng: Rng, shape: Shape) -> Float:
@@ -935,7 +937,7 @@ def _stripes(rng: Rng, shape: Shape) -> Float:
         away = np.hypot(dy, dx) + 1e-3
         steep = spokes / (2 * math.pi * away)
         wave = np.clip((duty / 2 - _off(turn)) / steep + 0.5, 0, 1)
-        return np.asarray(duty + (1 - _smooth(steep, 0.35, 0.5)) * (wave - duty), np.float32)
+        return np.asarray(duty + (1 - smoothstep(steep, 0.35, 0.5)) * (wave - duty), np.float32)
     if style == "tiles":  # a grating of its own in every cell
         cells = _pack(rng, shape, _log(rng, 40, 160), spread=0.3, cap=4, round_px=0)
         n = len(cells.sites.radius)
@@ -982,7 +984,7 @@ def _chart(rng: Rng, shape: Shape) -> Float:
             if rng.random() < 0.5:
                 along, across = across, along
             places = (np.arange(bars) - (bars - 1) / 2) * 2 * width
-            lines = np.max([_line(across - p, width, 1.0) for p in places.astype(np.float32)], 0)
+            lines = np.max([line_cover(across - p, width, 1.0) for p in places.astype(np.float32)], 0)
             cover = lines * _cover((bars - 0.5) * width - np.abs(along))
             image[rows, cols] = np.maximum(image[rows, cols], cover * rng.uniform(0.3, 1))
     return image
@@ -1009,7 +1011,7 @@ def _mixtures(rng: Rng, shape: Shape) -> Float:
             border = _stamp(shape, bodies, 8).fit + rng.uniform(0, 3) * _noise(rng, shape, 12)
         image = first + _cover(border) * (second - first)
         if rng.random() < 0.4:
-            _paint(image, _line(border, _log(rng, 1.2, 6), 1.0), rng.random())
+            _paint(image, line_cover(border, _log(rng, 1.2, 6), 1.0), rng.random())
     if rng.random() < 0.3:
         _paint(image, _cracks(rng, shape), _pick(rng, 0.0, 1.0))
     return np.asarray(image, np.float32)
@@ -1041,8 +1043,8 @@ def _cracks(rng: Rng, shape: Shape) -> Float:
     """Return how much of each pixel is crack: jagged lines along the borders of large cells."""
     size = _log(rng, 60, 300)
     cells = _pack(rng, shape, size, spread=0.3, cap=size, round_px=0)
-    width = _smooth(_noise(rng, shape, size), -0.5, 0.5) * _log(rng, 1, 5)
-    return _cover(width / 2 - cells.depth - 0.2 * _noise(rng, shape, 8)) * _smooth(width, 0, 1)
+    width = smoothstep(_noise(rng, shape, size), -0.5, 0.5) * _log(rng, 1, 5)
+    return _cover(width / 2 - cells.depth - 0.2 * _noise(rng, shape, 8)) * smoothstep(width, 0, 1)
 
 
 _PAINTERS: dict[Kind, Callable[[Rng, Shape], Float]] = {

@@ -26,7 +26,7 @@ from live_sr.train.pairs import PairCrops
 BLIND = 0.015  # of the pixels of a crop are hidden at a time (Krull et al. 2019 hide 64 of 64 x 64)
 BLIND_REACH = 2  # pixels around a hidden one that its stand-in is taken from, same source: 5 x 5
 AHEAD = 2  # batches drawn while the network computes
-AS_THEY_ARE = Augment(zoom_share=0.0, window_share=0.0, invert_share=0.0)
+AS_THEY_ARE = Augment(zoom_share=0.0, window_share=0.0, invert_share=0.0, ends_share=0.0)
 """Noisy frames are only turned: averaging or stretching them would change the noise that is to be learnt."""
 
 
@@ -79,11 +79,26 @@ def degraded(
     """Degrade (n, frames, scale * Y, scale * X), and punch holes into what the middle one became."""
     middle = frames.shape[1] // 2
     truth = frames[:, middle : middle + 1]
-    raw = crappifier(frames, scale, generator)
+    raw = _repeat_inwards(frames, crappifier(frames, scale, generator))
     if holes is not None:
         # Beyond the end of a stack the middle frame itself is repeated, and must not show what it lacks.
         raw = punch(raw, (frames == truth).flatten(2).all(-1), holes, generator)
     return Batch(raw, truth)
+
+
+def _repeat_inwards(frames: Tensor, raw: Tensor) -> Tensor:
+    """A frame that stands in for its neighbour brings its own noise along, as in use.
+
+    With noise of its own each time it would look like another look at the same place, which is there to be
+    averaged: a network that learnt so restores the ends of a series worse than one that sees single frames.
+    """
+    middle = raw.shape[1] // 2
+    seen = [raw[:, k : k + 1] for k in range(raw.shape[1])]
+    for k in (*reversed(range(middle)), *range(middle + 1, len(seen))):
+        inner = k + 1 if k < middle else k - 1
+        repeated = (frames[:, k] == frames[:, inner]).flatten(1).all(1)[:, None, None, None]
+        seen[k] = torch.where(repeated, seen[inner], seen[k])
+    return torch.cat(seen, 1)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Says where in an image there is something to see, so that crops without content are rare.
+"""Says where in an image there is something to see, so that crops and images without content are rare.
 
 Content is the standard deviation within coarse cells, of pixels that are averaged first: noise averages out,
 structure of a few pixels stays. Areas without any are still drawn sometimes, for a network must learn to leave
@@ -7,6 +7,7 @@ them empty.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +24,7 @@ ROWS_PX = 32  # rows of a cell that are looked at: all of a small one, enough to
 WHOLE_PX = 2**26  # pixels that may be read in one piece; of larger planes only the rows that are looked at
 FULL = 95  # percentile of the cells that counts as full of content
 FLOOR = 0.1  # weight of an empty cell beside a full one
+EMPTY = 0.15  # of another image's content: a fifth of the contrast is still content, noise alone is not
 
 Count = NDArray[np.intp]
 
@@ -39,11 +41,14 @@ class ContentMap:
         Edge of a cell, pixels.
     shape : (Y, X)
         Of the plane, pixels.
+    full : float
+        Content of its full cells, as a fraction of full scale.
     """
 
     weights: NDArray[np.float32]
     cell: int
     shape: tuple[int, ...]
+    full: float
     _sums: NDArray[np.float64] = field(init=False, repr=False)  # of all cells above and to the left
 
     def __post_init__(self) -> None:
@@ -84,9 +89,31 @@ def content_map(plane: Plane) -> ContentMap:
     for row in range(rows):
         band = held[row * cell : min(row * cell + min(cell, ROWS_PX), y), 0 : columns * min(cell, x)]
         deviation[row] = _deviations(to_unit(band), columns)
-    full = np.percentile(deviation, FULL)
+    full = float(np.percentile(deviation, FULL))
     weights = np.clip(deviation / full, FLOOR, 1) if full > 0 else np.ones_like(deviation)
-    return ContentMap(weights.astype(np.float32), cell, (y, x))
+    return ContentMap(weights.astype(np.float32), cell, (y, x), full)
+
+
+class Contents:
+    """The content maps of some planes, each made when its plane is drawn for the first time."""
+
+    def __init__(self, planes: Sequence[Plane]) -> None:
+        self._planes = planes
+        self._maps: dict[int, ContentMap] = {}
+
+    def __getitem__(self, i: int) -> ContentMap:
+        if i not in self._maps:
+            self._maps[i] = content_map(self._planes[i])
+        return self._maps[i]
+
+    def draw(self, u: tuple[float, float]) -> int:
+        """Number of a plane, all equally often but for empty ones: beside one that is not, that one is taken.
+
+        All the randomness is in `u`, two numbers in [0, 1). Of n planes a single empty one is drawn n times
+        more rarely than the others, and no plane has to be looked at before it is drawn.
+        """
+        first, second = (int(v * len(self._planes)) for v in u)
+        return first if self[first].full >= EMPTY * self[second].full else second
 
 
 def _deviations(band: NDArray[np.float32], columns: int) -> NDArray[np.float32]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from live_sr.config import Settings
 from live_sr.errors import ConfigError, InputError
-from live_sr.train.content import ContentMap, content_map
+from live_sr.train.content import Contents
 from live_sr.train.files import to_unit
 from live_sr.train.pools import Pool
 
@@ -36,6 +36,9 @@ class Augment(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
         Largest change of brightness, as a fraction of full scale.
     invert_share : float
         Fraction of the crops whose contrast is inverted.
+    ends_share : float
+        Of several frames: fraction of the crops that are shown as at an end of their series, or beside frames
+        that were lost, whatever their place in it.
     """
 
     zoom_share: float = 0.4
@@ -44,10 +47,11 @@ class Augment(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     gain: tuple[float, float] = (0.5, 1.7)
     offset: float = 0.15
     invert_share: float = 0.15
+    ends_share: float = 0.1
 
 
 class Crops:
-    """Random, augmented crops of pools of images.
+    """Random, augmented crops of pools of images; crops and images without content are rarer.
 
     Parameters
     ----------
@@ -81,26 +85,28 @@ class Crops:
             )
         self._shares = torch.tensor([p.share for p in self.pools], dtype=torch.float64).cumsum(0)
         self._neighbours = [neighbours(pool, frames // 2) for pool in self.pools]
-        self._content: dict[tuple[int, int], ContentMap] = {}  # when an image is drawn for the first time
+        self._contents = [Contents(pool.images) for pool in self.pools]
 
     def batch(self, n: int, generator: torch.Generator) -> Tensor:
         """(n, frames, size, size) float32 in [0, 1]; `generator` is the only source of randomness."""
         return torch.stack([self._crop(generator) for _ in range(n)])
 
     def _crop(self, generator: torch.Generator) -> Tensor:
-        u = iter(torch.rand(DRAWS, dtype=torch.float64, generator=generator).tolist())
+        *draws, other, end = torch.rand(DRAWS, dtype=torch.float64, generator=generator).tolist()
+        u = iter(draws)
         p = int(torch.searchsorted(self._shares, next(u) * self._shares[-1], right=True))
         pool = self.pools[p]
-        i = int(next(u) * len(pool.images))
+        i = self._contents[p].draw((next(u), other))
         a, shape = self.augment, pool.images[i].shape
 
         zoom = log_uniform(next(u), (1.0, a.zoom_max)) if next(u) < a.zoom_share else 1.0
         edge = min(round(self.size * zoom), *shape)
-        if (p, i) not in self._content:
-            self._content[p, i] = content_map(pool.images[i])
-        y, x = self._content[p, i].corner(edge, (next(u), next(u), next(u)))
+        y, x = self._contents[p][i].corner(edge, (next(u), next(u), next(u)))
         window = slice(y, y + edge), slice(x, x + edge)
-        planes = [torch.from_numpy(to_unit(pool.images[j][window])) for j in self._neighbours[p][i]]
+        near = self._neighbours[p][i]
+        if self.frames > 1 and end < a.ends_share:
+            near = cut_off(near, end / a.ends_share)
+        planes = [torch.from_numpy(to_unit(pool.images[j][window])) for j in near]
         crop = torch.stack(planes)[None]  # (1, frames, edge, edge)
         if edge != self.size:
             crop = F.interpolate(crop, size=(self.size, self.size), mode="area")
@@ -120,6 +126,16 @@ def neighbours(pool: Pool, reach: int) -> list[list[int]]:
                 side.append(at.get((place.sha256, place.stack, place.at + step * n), side[-1]))
         found.append([*reversed(before[1:]), *after])
     return found
+
+
+def cut_off(near: Sequence[int], u: float) -> list[int]:
+    """Neighbours beyond a place chosen by `u` in [0, 1), on one side or both, replaced by the one there."""
+    reach = len(near) // 2
+    which = int(u * 3 * reach)
+    kept, side = which // 3, which % 3
+    low = reach - kept if side != 1 else 0
+    high = reach + kept if side != 0 else len(near) - 1
+    return [near[min(max(k, low), high)] for k in range(len(near))]
 
 
 def turn(crop: Tensor, quarter: float, mirror: float) -> Tensor:

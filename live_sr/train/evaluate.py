@@ -7,6 +7,7 @@ baselines, at several doses. Trains nothing, loads no model, draws nothing (see 
 from __future__ import annotations
 
 import heapq
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -21,7 +22,7 @@ from live_sr.frame import Pixels, stacked
 from live_sr.sim.specimen import Neuropil
 from live_sr.train.baselines import BASELINES, available_baselines, bicubic
 from live_sr.train.dataset import neighbours
-from live_sr.train.files import READABLE, Float, Range, read_file, to_unit
+from live_sr.train.files import READABLE, File, Float, Range, read_file, to_unit
 from live_sr.train.metrics import (
     NYQUIST_PX,
     TRUTH_THRESHOLD,
@@ -38,7 +39,9 @@ from live_sr.train.metrics import (
     ssim,
 )
 from live_sr.train.pools import Pool
-from live_sr.upscaler import Upscaler
+from live_sr.upscaler import Upscaler, UpscalerInfo, pixel_size_doubt
+
+log = logging.getLogger(__name__)
 
 DOSE = 40.0  # electrons per raw pixel at full scale: low, but the tissue is still recognised by eye
 READ_NOISE = 4 / 255  # of full scale: four grey levels of an 8-bit detector
@@ -218,8 +221,8 @@ def evaluate(
     ----------
     upscaler : Upscaler
         ``info`` names the scale. One that sees several frames is given each plane of a stack with its
-        neighbours along the stack, every one degraded once; at the ends, and of single images, the nearest
-        plane that there is stands in, as in a live run.
+        neighbours along the axis that it was trained for, every one degraded once; at the ends, and of single
+        images, the nearest plane that there is stands in, as in a live run.
     files : sequence of Path
         TIFF, OME-TIFF, PNG or OME-Zarr; every plane of a stack counts as one image.
     doses : sequence of float
@@ -244,7 +247,8 @@ def evaluate(
     Returns
     -------
     Evaluation
-        With the methods asked for and ``live-sr``.
+        With the methods asked for and ``live-sr``. Pixel sizes and stacks that the model is not for are told in
+        a warning.
 
     Raises
     ------
@@ -256,19 +260,22 @@ def evaluate(
         raise InputError("nothing to evaluate on: name at least one high-resolution image")
     if planes is not None and planes < 1:
         raise InputError(f"nothing to evaluate on: asked for {planes} planes of each file")
-    frames = upscaler.info.frames
+    info = upscaler.info
     truths = []
     for n, path in enumerate(files):
-        file = read_file(path, channel=channel, value_range=value_range)
+        file = read_file(path, channel=channel, value_range=value_range, neighbours=info.neighbours)
         images = [cast("Pixels", image) for image in file.images]
         used = len(images) if planes is None else min(planes, len(images))
-        spread = np.linspace(0, len(images) - 1, used).round().astype(int).tolist()
+        # of as many equal parts, the middle: at the ends of a stack a model of several frames lacks neighbours
+        spread = ((np.arange(used) + 0.5) * len(images) / used).astype(int).tolist()
         size = _pixel_size_nm(path) or pixel_size_nm
-        near = neighbours(Pool(path.name, 1.0, list(file.images), True, list(file.places)), frames // 2)
+        near = neighbours(Pool(path.name, 1.0, list(file.images), True, list(file.places)), info.frames // 2)
         truths += [
             _Truth(path.name, n, plane, images[plane], size, tuple((i, images[i]) for i in near[plane]))
             for plane in spread
         ]
+        for doubt in _doubts(info, file, size):
+            log.warning("%s: %s", path, doubt)
     return _evaluate(upscaler, truths, doses, read_noise, seed, baselines, progress)
 
 
@@ -285,6 +292,9 @@ def evaluate_procedural(
 ) -> Evaluation:
     """The same on noise-free renderings of tissues that training has not seen, 512 x 512 pixels of truth each.
 
+    A model of several frames sees the sections around, a pixel of the truth apart as in FIB-SEM; one of time
+    points sees the same section again.
+
     Parameters
     ----------
     images : int
@@ -299,14 +309,19 @@ def evaluate_procedural(
     """
     if images < 1:
         raise InputError(f"nothing to evaluate on: asked for {images} procedural images")
-    fine_um = pixel_size_um / upscaler.info.scale
+    info = upscaler.info
+    fine_um = pixel_size_um / info.scale
+    step_um = 0.0 if info.neighbours == "t" else fine_um
     truths = []
     for n in range(images):
-        rng = np.random.default_rng([EVALUATION_SEED, n])
-        truth = Neuropil.random(rng).render((EDGE, EDGE), pixel_size_um=fine_um)
-        pixels = np.rint(truth * 65535).astype(np.uint16)
-        around = ((0, pixels),) * upscaler.info.frames
-        truths.append(_Truth(f"neuropil {n}", n, 0, pixels, fine_um * 1000, around))
+        tissue = Neuropil.random(np.random.default_rng([EVALUATION_SEED, n]))
+        around = []
+        for offset in range(-(info.frames // 2), info.frames // 2 + 1):
+            section = tissue.render((EDGE, EDGE), pixel_size_um=fine_um, z_um=offset * step_um)
+            seed_of = 2 * abs(offset) - (offset < 0)  # 0 of the middle, whatever else is seen
+            around.append((seed_of, np.rint(section * 65535).astype(np.uint16)))
+        middle = around[info.frames // 2][1]
+        truths.append(_Truth(f"neuropil {n}", n, 0, middle, fine_um * 1000, tuple(around)))
     return _evaluate(upscaler, truths, doses, read_noise, seed, baselines, progress)
 
 
@@ -348,6 +363,15 @@ def crop_to_scale(image: Pixels, scale: int) -> Float:
             f"need {LEAST_TRUTH} or more along each edge"
         )
     return to_unit(image[:y, :x])
+
+
+def _doubts(info: UpscalerInfo, file: File, pixel_size_nm: float | None) -> Iterator[str]:
+    """Why the model's results on this file say little of what it was made for; sizes are of the truth."""
+    raw_um = pixel_size_nm * info.scale / 1000 if pixel_size_nm else None
+    if doubt := pixel_size_doubt(info.id, info.pixel_size_um, raw_um):
+        yield doubt
+    if info.frames > 1 and len({place.stack for place in file.places}) == len(file.places):
+        yield f"{info.id} sees a plane with its neighbours along {info.neighbours}, here there are none"
 
 
 class _Truth(NamedTuple):

@@ -69,12 +69,15 @@ class Examples:
         Learnt from; with a split, parts of them are judged on.
     judged : list of File
         Judged on alone.
+    against : str
+        What the validation compares with, as a card says it.
     """
 
     draw: Batches
     validation: list[Example]
     files: list[File]
     judged: list[File]
+    against: str
 
 
 def gather(settings: TrainSettings, data: Sequence[Path], *, cache: Path) -> Examples:
@@ -96,14 +99,22 @@ def gather(settings: TrainSettings, data: Sequence[Path], *, cache: Path) -> Exa
     # A pattern such as *.tif also finds the files of pairs. Their raw frames are no good images, and of the
     # others some are judged on.
     paired = [pattern for pair in settings.pairs for pattern in (pair.low, pair.high)]
-    pools, files = load_pools(settings.sources, data, (*settings.validation, *paired), shelf)
+    pools, files = load_pools(
+        settings.sources, data, (*settings.validation, *paired), shelf, neighbours=settings.neighbours
+    )
     held_out: list[Pool] = []
     judged: list[File] = []
     if settings.validation:
         first = settings.sources[0] if settings.sources else None
         channel, value_range = (first.channel, first.range) if first is not None else (None, None)
         judged = load_files(
-            data, settings.validation, paired, channel=channel, value_range=value_range, shelf=shelf
+            data,
+            settings.validation,
+            paired,
+            channel=channel,
+            value_range=value_range,
+            neighbours=settings.neighbours,
+            shelf=shelf,
         )
         # planes of a file are taken as neighbours, as far as the network asks for any
         held_out = [Pool(f.name, 1.0, list(f.images), True, list(f.places)) for f in judged]
@@ -172,7 +183,9 @@ def _restoring(
         Example("pairs", _paired(pair, network.scale), drawn=i == 0)
         for i, pair in enumerate(judged_pairs[:VALIDATION_MOST])
     ]
-    return Examples(draw, validation, files, judged)
+    dose = f"at {settings.validation_dose:g} electrons and read noise {settings.validation_read_noise:.4f}"
+    kinds = [kind for kind, images in ((dose, held_out), ("on real pairs", judged_pairs)) if images]
+    return Examples(draw, validation, files, judged, " and ".join(kinds))
 
 
 def _denoising(
@@ -196,7 +209,8 @@ def _denoising(
         Example("held out", examples(1, generator), drawn=i < VALIDATION_PROCEDURAL)
         for i in range(VALIDATION_MOST)
     ]
-    return Examples(draw, validation, files, judged)
+    noisy = "neighbouring frames, noisy alike" if frames > 1 else "hidden pixels, themselves noisy"
+    return Examples(draw, validation, files, judged, f"against {noisy}")
 
 
 def _without_copies(

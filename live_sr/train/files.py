@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -19,10 +20,11 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from live_sr.client.images import SUFFIXES, ImageSource, open_source
+from live_sr.client.images import SUFFIXES, ImageSource, neighbour_axis, open_source
 from live_sr.client.volume import Axis, VolumeLayout, Window
 from live_sr.errors import ConfigError, InputError, StoreError
 from live_sr.frame import DTYPES, Pixels
+from live_sr.neighbours import Neighbours
 
 log = logging.getLogger(__name__)
 
@@ -252,6 +254,7 @@ def load_files(
     *,
     channel: int | None = None,
     value_range: Range | None = None,
+    neighbours: Neighbours = "t or z",
     shelf: Shelf | None = None,
 ) -> list[File]:
     """Open every file whose name matches one of `patterns` and none of `exclude`.
@@ -260,7 +263,7 @@ def load_files(
 
     Parameters
     ----------
-    channel, value_range
+    channel, value_range, neighbours
         See :func:`load_file`.
     shelf : Shelf, optional
         Shared by all files of a run; by default one for these.
@@ -277,7 +280,9 @@ def load_files(
         if not matches(name, patterns) or matches(name, exclude):
             continue
         try:
-            files.append(load_file(path, name, shelf, channel=channel, value_range=value_range))
+            files.append(
+                load_file(path, name, shelf, channel=channel, value_range=value_range, neighbours=neighbours)
+            )
         except ConfigError:
             raise
         except (InputError, StoreError) as e:
@@ -297,7 +302,13 @@ def load_files(
 
 
 def load_file(
-    path: Path, name: str, shelf: Shelf, *, channel: int | None = None, value_range: Range | None = None
+    path: Path,
+    name: str,
+    shelf: Shelf,
+    *,
+    channel: int | None = None,
+    value_range: Range | None = None,
+    neighbours: Neighbours = "t or z",
 ) -> File:
     """Open one TIFF, OME-TIFF, PNG or OME-Zarr.
 
@@ -310,6 +321,8 @@ def load_file(
     value_range : (float, float), optional
         Grey values that become black and white. By default the range of the integer type; of float32 the
         0.1 and 99.9 percentiles of the file.
+    neighbours : {"t", "z", "t or z"}
+        Which planes lie beside each other: see :func:`live_sr.client.images.neighbour_axis`.
 
     Raises
     ------
@@ -326,7 +339,7 @@ def load_file(
     source = shelf.source(path)
     layout = source.layout
     shape, stored = layout.frame_shape, np.dtype(layout.dtype)
-    chosen = [i for i in _in_stacks(path, layout, source.indices(), channel) if source.present(i[0])]
+    chosen = [i for i in _in_stacks(path, source, channel, neighbours) if source.present(i[0])]
     if not chosen or 0 in shape:
         raise InputError(f"{path} holds no pixels: {len(chosen)} planes of {shape[0]} x {shape[1]} pixels")
     planes = [StoredPlane(shelf, path, index, shape, stored, value_range) for index, _, _ in chosen]
@@ -352,7 +365,13 @@ def load_file(
     return File(path, name, sha256, images, places, value_range)
 
 
-def read_file(path: Path, *, channel: int | None = None, value_range: Range | None = None) -> File:
+def read_file(
+    path: Path,
+    *,
+    channel: int | None = None,
+    value_range: Range | None = None,
+    neighbours: Neighbours = "t or z",
+) -> File:
     """One image file with all its planes in memory. See :func:`load_file`.
 
     Raises
@@ -364,7 +383,9 @@ def read_file(path: Path, *, channel: int | None = None, value_range: Range | No
     """
     shelf = Shelf(2**63)
     try:
-        file = load_file(path, path.name, shelf, channel=channel, value_range=value_range)
+        file = load_file(
+            path, path.name, shelf, channel=channel, value_range=value_range, neighbours=neighbours
+        )
     except StoreError as e:
         raise InputError(str(e)) from e
     finally:
@@ -377,6 +398,26 @@ def read_file(path: Path, *, channel: int | None = None, value_range: Range | No
 def read_images(path: Path, *, channel: int | None = None, value_range: Range | None = None) -> list[Pixels]:
     """Every plane of an image file, (Y, X) uint8 or uint16. See :func:`read_file`."""
     return [cast("Pixels", image) for image in read_file(path, channel=channel, value_range=value_range).images]
+
+
+def coarse_layout(path: Path, images: Sequence[Pixels], scale: int) -> VolumeLayout:
+    """Axes and pixel size of images that were made of the planes of a file, `scale` of their pixels to a side.
+
+    Where planes of the file are missing, or they are not time points and sections of one position, the images
+    are a mere stack.
+    """
+    source = open_source(path, READABLE)
+    layout = source.layout
+    source.close()
+    series = tuple(axis for axis in layout.index_axes if axis.type != "channel")
+    whole = math.prod(axis.size or 0 for axis in series) == len(images)
+    if not whole or not {axis.name for axis in series} <= {"t", "z"}:
+        series = (Axis("q", len(images), "other"),)
+    y, x = (
+        replace(axis, size=size, scale=axis.scale and axis.scale * scale)
+        for axis, size in zip(layout.frame_axes, images[0].shape, strict=True)
+    )
+    return VolumeLayout((*series, y, x), images[0].dtype.name)
 
 
 def hash_file(path: Path) -> str:
@@ -413,9 +454,10 @@ def _close_all(sources: OrderedDict[Path, ImageSource]) -> None:
 
 
 def _in_stacks(
-    path: Path, layout: VolumeLayout, indices: Iterator[dict[str, int]], channel: int | None
+    path: Path, source: ImageSource, channel: int | None, neighbours: Neighbours
 ) -> Iterator[tuple[dict[str, int], int, int]]:
     """Every plane of the channel, with the number of its stack and its place within."""
+    layout = source.layout
     colours = next((axis for axis in layout.index_axes if axis.type == "channel"), None)
     n = colours.size or 1 if colours else 1
     names = f" ({', '.join(layout.channel_names)})" if layout.channel_names else ""
@@ -423,20 +465,14 @@ def _in_stacks(
         raise InputError(f"{path} has {n} channels{names}: choose one, channel = 0 takes the first")
     if channel is not None and not 0 <= channel < n:
         raise InputError(f"{path} has no channel {channel}, only {n}{names}, counted from 0")
-    along = _stacked(layout)
+    along = neighbour_axis(source, neighbours)
     stacks: dict[tuple[int, ...], int] = {}
-    for index in indices:
+    for index in source.indices():
         if colours and channel is not None and index[colours.name] != channel:
             continue
-        others = tuple(i for key, i in index.items() if along is None or key != along.name)
+        others = tuple(i for key, i in index.items() if along is None or key != along)
         stack = stacks.setdefault(others, len(stacks))
-        yield index, stack, index[along.name] if along else 0
-
-
-def _stacked(layout: VolumeLayout) -> Axis | None:
-    """The axis along which planes are neighbours: z before time before pages that say nothing of themselves."""
-    axes = [axis for axis in layout.index_axes if axis.type != "channel" and (axis.size or 0) > 1]
-    return min(axes, key=lambda axis: ("space", "time", "other").index(axis.type), default=None)
+        yield index, stack, index[along] if along else 0
 
 
 def _survey(planes: Sequence[StoredPlane], value_range: Range | None) -> Range:

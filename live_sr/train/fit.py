@@ -18,7 +18,7 @@ import signal
 import threading
 import time
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,6 @@ from live_sr.model import artifact
 from live_sr.model.unet import SuperResolver, count_kmac, measure_halo
 from live_sr.train.batches import Ahead, Batch
 from live_sr.train.examples import Example, Examples, gather
-from live_sr.train.files import File
 from live_sr.train.holes import Shown, parted
 from live_sr.train.losses import Adversary, critic_loss, fooling_loss, masked_psnr, restoration_loss, ssim
 from live_sr.train.rundir import RunFolder, commit
@@ -195,7 +194,7 @@ def _fit(
         return folder.checkpoint
     if rank > 0:
         return out / f"{settings.id}{artifact.SUFFIX}"  # the first process is writing it
-    model = export(settings, folder.checkpoint, examples.files, out)
+    model = export(settings, folder.checkpoint, examples, out)
     console.print(f"model: {model}. Serve it with: live-sr serve --model {model}", soft_wrap=True)
     return model
 
@@ -284,8 +283,7 @@ class _Run:
         settings, state = self.settings, self.state
         raw, truth = batch.raw.to(self.device), batch.truth.to(self.device)
         where = batch.where.to(self.device) if batch.where is not None else None
-        rate = settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
-        rate *= min(1.0, (state.step + 1) / max(settings.warmup, 1))
+        rate = learning_rate(settings, state.step, done)
         jitter = step_generator(settings.seed, state.step, self.rank, purpose=1)
 
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
@@ -294,15 +292,11 @@ class _Run:
         loss = restoration_loss(restored, truth, settings.loss, where)
         if state.critic is not None:
             loss = loss + settings.loss.adversarial * fooling_loss(state.critic, restored)
-        _descend(state.optimiser, loss, state.network, rate)
+        descend(state.optimiser, loss, state.network, rate)
         if state.critic is not None and state.critic_optimiser is not None:
-            _descend(state.critic_optimiser, critic_loss(state.critic, restored, truth), state.critic, rate)
+            descend(state.critic_optimiser, critic_loss(state.critic, restored, truth), state.critic, rate)
 
-        # Early on the mean follows closely; a fixed decay would average the untrained network in.
-        decay = min(settings.ema, (1 + state.step) / (10 + state.step))
-        with torch.no_grad():
-            for mean, now in zip(state.average.parameters(), state.network.parameters(), strict=True):
-                mean.lerp_(now, 1 - decay)
+        follow(state.average, state.network, state.step, settings.ema)
         state.step += 1
         state.elapsed_s = time.monotonic() - self.began
         now_loss = float(loss.detach())
@@ -359,7 +353,7 @@ class _Run:
             self.state.save(self.folder.checkpoint, self.settings)
 
 
-def export(settings: TrainSettings, checkpoint: Path, used: Iterable[File], out: Path) -> Path:
+def export(settings: TrainSettings, checkpoint: Path, examples: Examples, out: Path) -> Path:
     """Write a checkpoint's best weights as a model file, with its dated entry; the run may still go on."""
     content = _read_checkpoint(checkpoint)
     if content["best"] is None:
@@ -368,7 +362,7 @@ def export(settings: TrainSettings, checkpoint: Path, used: Iterable[File], out:
     network.load_state_dict(content["best_weights"])
     _channels_last(network)  # the file keeps it: measured up to twice as fast on a CPU
     score = Score(*content["best"])
-    record = _record(settings, network, content, score, list(used))
+    record = _record(settings, network, content, score, examples)
     path = out / f"{settings.id}{artifact.SUFFIX}"
     artifact.save(network, record, path)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -448,13 +442,29 @@ def step_generator(seed: int, step: int, rank: int, purpose: int = 0) -> torch.G
     return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
 
 
-def _descend(optimiser: torch.optim.Optimizer, loss: Tensor, network: nn.Module, rate: float) -> None:
+def learning_rate(settings: TrainSettings, step: int, done: float) -> float:
+    """Linear warm-up, then a cosine to zero where `done`, the share of the run that is behind, reaches 1."""
+    rate = settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+    return rate * min(1.0, (step + 1) / max(settings.warmup, 1))
+
+
+def descend(optimiser: torch.optim.Optimizer, loss: Tensor, network: nn.Module, rate: float) -> None:
+    """One step of the weights, along gradients of limited length."""
     for group in optimiser.param_groups:
         group["lr"] = rate
     optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(network.parameters(), CLIP_NORM)
     optimiser.step()
+
+
+def follow(average: nn.Module, network: nn.Module, step: int, ema: float) -> None:
+    """Move the running mean of the weights towards those of `network` after `step` steps."""
+    # Early on the mean follows closely; a fixed decay would average the untrained network in.
+    decay = min(ema, (1 + step) / (10 + step))
+    with torch.no_grad():
+        for mean, now in zip(average.parameters(), network.parameters(), strict=True):
+            mean.lerp_(now, 1 - decay)
 
 
 @contextlib.contextmanager
@@ -582,7 +592,7 @@ def _pictures(example: Example, restored: Tensor) -> Row:
 
 
 def _record(
-    settings: TrainSettings, network: nn.Module, content: dict[str, Any], score: Score, used: list[File]
+    settings: TrainSettings, network: nn.Module, content: dict[str, Any], score: Score, examples: Examples
 ) -> artifact.ModelRecord:
     return artifact.ModelRecord(
         id=settings.id,
@@ -610,8 +620,9 @@ def _record(
             "start_sha256": content["start"],
             "commit": commit(),
             "torch": str(torch.__version__),
-            "data": [{"file": f.name, "sha256": f.sha256, "images": len(f.images)} for f in used],
+            "data": [{"file": f.name, "sha256": f.sha256, "images": len(f.images)} for f in examples.files],
             "validation": {
+                "against": examples.against,
                 "psnr": round(score.psnr, 3),
                 **({} if math.isnan(score.ssim) else {"ssim": round(score.ssim, 4)}),
             },
@@ -624,18 +635,13 @@ def _record(
 def _entry(settings: TrainSettings, record: artifact.ModelRecord, score: Score, sha256: str) -> str:
     """One dated entry for the model's card."""
     training = record.training
-    judged = (
-        f"at {settings.validation_dose:g} electrons and read noise {settings.validation_read_noise:.4f}"
-        if settings.task == "restore"
-        else "against noisy pixels"
-    )
     similarity = "" if math.isnan(score.ssim) else f", SSIM {score.ssim:.3f}"
     return (
         f"\n### {record.created[:10]}\n\n"
         f"{training['steps']} steps of {settings.batch} crops of {settings.patch} x {settings.patch} raw "
         f"pixels in {training['minutes']} min, seed {settings.seed}, commit {training['commit'] or 'none'}, "
-        f"torch {training['torch']}; validation {judged}: PSNR {score.psnr:.2f} dB{similarity}. "
-        f"SHA-256 `{sha256}`.\n"
+        f"torch {training['torch']}; validation {training['validation']['against']}: "
+        f"PSNR {score.psnr:.2f} dB{similarity}. SHA-256 `{sha256}`.\n"
     )
 
 

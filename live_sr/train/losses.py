@@ -65,7 +65,7 @@ def restoration_loss(
     if settings.ssim:
         loss = loss + settings.ssim * (1 - ssim(restored, truth, STRIDE))
     if settings.ms_ssim:
-        loss = loss + settings.ms_ssim * (1 - ms_ssim(restored, truth))
+        loss = loss + settings.ms_ssim * (1 - ms_ssim(restored.clamp(0, 1), truth))
     if settings.gradient:
         steps = [(x.diff(dim=-2), x.diff(dim=-1)) for x in (restored, truth)]
         loss = loss + settings.gradient * sum(F.l1_loss(a, b) for a, b in zip(*steps, strict=True))
@@ -90,22 +90,23 @@ def ssim(a: Tensor, b: Tensor, stride: int = 1) -> Tensor:
 
 
 def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Multi-scale structural similarity of two batches (B, 1, Y, X), data range 1, Gaussian 11 x 11 window.
+    """Multi-scale structural similarity of two batches (B, 1, Y, X): data range 1, Gaussian 11 x 11 window.
 
-    Wang, Simoncelli & Bovik, Asilomar 2003. A crop too small for five scales is compared at as many as fit,
-    with their weights brought to sum 1.
+    Wang, Simoncelli & Bovik, Asilomar 2003, as in torchmetrics: sigma 1.5, negative contrast terms count as
+    zero. A crop too small for five scales is compared at as many as fit, whose weights then take the place of
+    all five.
     """
     scales = len(MS_SSIM_BETAS)
     # what the library asks for; a window must fit at every scale
     while scales > 1 and min(a.shape[-2:]) // (scales - 1) ** 2 < MS_SSIM_WINDOW:
         scales -= 1
-    total = sum(MS_SSIM_BETAS[:scales])
+    missing = sum(MS_SSIM_BETAS) / sum(MS_SSIM_BETAS[:scales])
     similarity = multiscale_structural_similarity_index_measure(
-        a.clamp(0, 1),
+        a,
         b,
         data_range=1.0,
         kernel_size=MS_SSIM_WINDOW,
-        betas=tuple(beta / total for beta in MS_SSIM_BETAS[:scales]),
+        betas=tuple(beta * missing for beta in MS_SSIM_BETAS[:scales]),
         normalize="relu",
     )
     assert isinstance(similarity, Tensor)

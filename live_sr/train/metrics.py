@@ -18,17 +18,17 @@ from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter1d
 from scipy.signal.windows import hann
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
 from live_sr.errors import InputError
+from live_sr.train import losses
 
 Float = NDArray[np.float32]
 Array = NDArray[np.float32] | NDArray[np.float64]
 
 SSIM_WINDOW = 7  # pixels, scikit-image's default
-MS_SSIM_WINDOW = 11  # pixels, Gaussian of sigma 1.5: the window of Wang et al. 2003
-MS_SSIM_SCALES = 5  # each half the one before, as in Wang et al. 2003
-MS_SSIM_EDGE = MS_SSIM_WINDOW * 2 ** (MS_SSIM_SCALES - 1)  # pixels: one window at the coarsest scale
+MS_SSIM_EDGE = losses.MS_SSIM_WINDOW * 2 ** (len(losses.MS_SSIM_BETAS) - 1)
+"""Pixels: one window at the coarsest of five scales, each half the one before. Below it a number would be of
+fewer scales, and not comparable with published ones."""
 PSSR_PERCENTILES = (0.1, 99.9)  # of the truth, as in PSSR's metric_gen.py
 
 TWO_IMAGE_THRESHOLD = 1 / 7  # Rosenthal & Henderson, J. Mol. Biol. 333, 721 (2003)
@@ -58,10 +58,9 @@ def ssim(image: Array, truth: Array) -> float:
 
 
 def ms_ssim(image: Array, truth: Array) -> float | None:
-    """Multi-scale structural similarity of two (Y, X) images: data range 1, Gaussian window 11 x 11, sigma 1.5.
+    """Multi-scale structural similarity of two (Y, X) images, :func:`live_sr.train.losses.ms_ssim`.
 
-    Wang et al., Proc. 37th Asilomar Conf. Signals, Systems and Computers, 1398 (2003): five scales, as in
-    torchmetrics; negative contrast terms count as zero.
+    Wang et al., Proc. 37th Asilomar Conf. Signals, Systems and Computers, 1398 (2003), at all five scales.
 
     Returns
     -------
@@ -71,10 +70,7 @@ def ms_ssim(image: Array, truth: Array) -> float | None:
     if min(image.shape) < MS_SSIM_EDGE:
         return None
     a, b = (torch.from_numpy(np.asarray(x, np.float32))[None, None] for x in (image, truth))
-    similarity = multiscale_structural_similarity_index_measure(
-        a, b, kernel_size=MS_SSIM_WINDOW, sigma=1.5, data_range=1.0, normalize="relu"
-    )
-    return float(similarity)
+    return float(losses.ms_ssim(a, b))
 
 
 def fit_pssr(image: Array, truth: Array) -> tuple[Float, Float]:

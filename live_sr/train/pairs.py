@@ -26,7 +26,7 @@ from live_sr.client.volume import Window
 from live_sr.config import Settings
 from live_sr.errors import ConfigError, InputError, StoreError
 from live_sr.frame import Pixels
-from live_sr.train.content import ContentMap, content_map
+from live_sr.train.content import Contents
 from live_sr.train.dataset import DRAWS, Augment, turn, vary
 from live_sr.train.files import (
     File,
@@ -233,7 +233,8 @@ def register(low: Plane, high: Plane, scale: int) -> tuple[tuple[float, float], 
 class PairCrops:
     """Random, augmented crops of registered pairs.
 
-    Every pair is drawn equally often. Zooming out is left to synthetic crops: it would average real noise away.
+    Pairs are drawn equally often, but for those without content. Zooming out is left to synthetic crops: it
+    would average real noise away.
 
     Parameters
     ----------
@@ -260,7 +261,7 @@ class PairCrops:
             log.warning(
                 "%d of %d pairs overlap by less than %d x %d pixels and are left out", n, len(pairs), size, size
             )
-        self._content: dict[int, ContentMap] = {}  # when a pair is drawn for the first time
+        self._contents = Contents([pair.high for pair in self.pairs])
 
     def batch(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Raw (n, 1, size, size) and truth (n, 1, scale * size, scale * size), float32 in [0, 1].
@@ -271,13 +272,12 @@ class PairCrops:
         return torch.stack(raw), torch.stack(truth)
 
     def _crop(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        u = iter(torch.rand(DRAWS, dtype=torch.float64, generator=generator).tolist())
-        i = int(next(u) * len(self.pairs))
+        *draws, other = torch.rand(DRAWS, dtype=torch.float64, generator=generator).tolist()
+        u = iter(draws)
+        i = self._contents.draw((next(u), other))
         pair, scale = self.pairs[i], self.scale
-        if i not in self._content:
-            self._content[i] = content_map(pair.high)
         place = next(u), next(u), next(u)
-        top, left = self._content[i].corner(scale * self.size, place)
+        top, left = self._contents[i].corner(scale * self.size, place)
         y, x = (slice(n // scale, n // scale + self.size) for n in (top, left))
         raw = torch.from_numpy(to_unit(pair.low[y, x]))[None]
         fine = slice(scale * y.start, scale * y.stop), slice(scale * x.start, scale * x.stop)

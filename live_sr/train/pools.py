@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from live_sr.config import Settings
+from live_sr.neighbours import Neighbours
 from live_sr.train.files import File, Place, Plane, Range, Shelf, load_files
 
 
@@ -74,7 +75,12 @@ class Pool:
 
 
 def load_pools(
-    sources: Sequence[Source], folders: Sequence[Path], exclude: Sequence[str] = (), shelf: Shelf | None = None
+    sources: Sequence[Source],
+    folders: Sequence[Path],
+    exclude: Sequence[str] = (),
+    shelf: Shelf | None = None,
+    *,
+    neighbours: Neighbours = "t or z",
 ) -> tuple[list[Pool], list[File]]:
     """One pool for each source, and the files that went into them.
 
@@ -86,6 +92,8 @@ def load_pools(
         Patterns of files that are left out, for example because they are validated on.
     shelf : Shelf, optional
         Memory for all of them together.
+    neighbours : {"t", "z", "t or z"}
+        Which planes of a file are neighbours.
 
     Raises
     ------
@@ -95,7 +103,15 @@ def load_pools(
     shelf = shelf or Shelf()
     pools, used = [], []
     for s in sources:
-        files = load_files(folders, [s.files], exclude, channel=s.channel, value_range=s.range, shelf=shelf)
+        files = load_files(
+            folders,
+            [s.files],
+            exclude,
+            channel=s.channel,
+            value_range=s.range,
+            neighbours=neighbours,
+            shelf=shelf,
+        )
         images = [image for file in files for image in file.images]
         places = [place for file in files for place in file.places]
         pools.append(Pool(s.name, s.share, images, s.stack, places))

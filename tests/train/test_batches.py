@@ -48,6 +48,21 @@ def test_several_frames_have_the_middle_one_as_truth() -> None:
     assert set(levels.tolist()) <= {10.0, 20.0, 30.0, 40.0, 50.0}
 
 
+def test_a_frame_that_stands_in_for_its_neighbour_brings_its_own_noise_along() -> None:
+    textures = [np.roll(texture(48), n, axis=0) for n in range(2)]
+    pair = Pool("pair", 1.0, [*textures], stack=True, places=[Place("s", "s", 0, z) for z in range(2)])
+    raw, truth, _ = Degraded(Crops([pair], 32, AS_THEY_ARE, frames=5), load_crappifier("em-low-dose"), 4)(
+        6, generator()
+    )
+    first = [bool(torch.equal(frames[1], frames[2])) for frames in raw]
+    assert 0 < sum(first) < 6, "either of two planes has its only neighbour on one side"
+    for frames, is_first in zip(raw, first, strict=True):
+        shown = (0, 0, 0, 1, 1) if is_first else (0, 0, 1, 1, 1)
+        alike = [[torch.equal(a, b) for b in frames] for a in frames]
+        assert alike == [[a == b for b in shown] for a in shown]
+    assert truth.shape == (6, 1, 32, 32)
+
+
 def test_noise_to_noise_takes_a_neighbour_as_truth() -> None:
     crops = Crops([stack()], 16, AS_THEY_ARE, frames=3)
     batch = NoiseToNoise(crops)(64, generator())

@@ -18,6 +18,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from live_sr.cli import app
+from live_sr.client.images import open_source
 from live_sr.errors import ConfigError, InputError
 from live_sr.train import crappify as c
 from live_sr.train.crappify import (
@@ -529,6 +530,20 @@ def test_the_command_degrades_a_stack_and_repeats_itself(stack: Path, tmp_path: 
     crappify(stack, tmp_path / "c.tif", "--seed", 6)
     assert np.array_equal(a, tifffile.imread(tmp_path / "b.tif"))
     assert not np.array_equal(a, tifffile.imread(tmp_path / "c.tif"))
+
+
+@pytest.mark.parametrize("name", ["raw.tif", "raw.ome.tif"])
+def test_raw_frames_have_the_pixel_size_of_the_truth_times_the_scale(tmp_path: Path, name: str) -> None:
+    pixels = np.full((3, 2, 40, 48), 90, np.uint8)
+    described = {f"PhysicalSize{axis}{key}": value for axis in "XY" for key, value in (("", 4), ("Unit", "nm"))}
+    tifffile.imwrite(tmp_path / "good.ome.tif", pixels, metadata={"axes": "ZCYX", **described})
+    code, said = crappify(tmp_path / "good.ome.tif", tmp_path / name, "--channel", 1)
+    assert code == 0, said
+    raw = open_source(tmp_path / name)
+    layout = raw.layout
+    raw.close()
+    assert layout.pixel_size_um == pytest.approx(0.016)
+    assert [(axis.name, axis.size) for axis in layout.axes] == [("z", 3), ("y", 10), ("x", 12)]
 
 
 def test_strength_and_file_are_obeyed(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from live_sr.train.dataset import Augment, Crops
 from live_sr.train.files import Place, Shelf, to_unit
 from live_sr.train.pools import Pool, Source, load_pools
 
-AS_IT_IS = Augment(zoom_share=0.0, window_share=0.0, invert_share=0.0)
+AS_IT_IS = Augment(zoom_share=0.0, window_share=0.0, invert_share=0.0, ends_share=0.0)
 
 
 def image(dtype: str = "uint8", shape: tuple[int, ...] = (40, 50), seed: int = 0) -> NDArray[Any]:
@@ -112,6 +112,25 @@ def test_crops_without_content_are_rarer_but_not_absent() -> None:
     assert 0.03 < empty < 0.2  # of all places, 0.35 are
 
 
+def test_images_without_content_are_rarer_but_not_absent() -> None:
+    rng = np.random.default_rng(1)
+    faint = np.rint(70 + (half_empty() - 128.0) / 5).astype(np.uint8)
+    empty = np.clip(rng.normal(20, 3, (256, 256)), 0, 255).astype(np.uint8)
+    pool = Pool("four", 1.0, [half_empty(), faint, half_empty(), empty])
+    level = Crops([pool], 48, AS_IT_IS).batch(1200, seeded()).mean(dim=(1, 2, 3)) * 255
+    assert float((level < 40).float().mean()) == pytest.approx(1 / 16, abs=0.02), "where it is drawn twice"
+    faint_share = float(((level > 40) & (level < 95)).float().mean())
+    assert faint_share == pytest.approx(5 / 16, abs=0.04), "a fifth of the contrast is content"
+
+
+def test_a_pool_of_empty_images_is_drawn_from_evenly() -> None:
+    flat = [np.full((64, 64), level, np.uint8) for level in (0, 100, 200)]
+    crops = Crops([Pool("flat", 1.0, flat)], 48, AS_IT_IS).batch(600, seeded())
+    for level in (0, 100, 200):
+        share = float(((crops * 255).round().flatten(1)[:, 0] == level).float().mean())
+        assert share == pytest.approx(1 / 3, abs=0.07)
+
+
 def test_places_are_even_where_content_is() -> None:
     marked = np.add.outer(np.arange(100) * 200, np.arange(100)).astype(np.uint16)
     rng = np.random.default_rng(0)
@@ -161,6 +180,18 @@ def test_neighbours_surround_the_middle_and_ends_are_repeated() -> None:
     }
 
 
+def test_some_crops_are_shown_as_at_an_end_of_their_series() -> None:
+    ends = Augment(zoom_share=0.0, window_share=0.0, invert_share=0.0, ends_share=1.0)
+    assert drawn(Crops([stack_pool(1 + 4 + 4)], 8, ends, frames=5), 600) >= {
+        *((4, 4, 4, 5, 6), (2, 3, 4, 4, 4), (4, 4, 4, 4, 4)),
+        *((3, 3, 4, 5, 6), (2, 3, 4, 5, 5), (3, 3, 4, 5, 5)),
+    }
+    some = Augment(zoom_share=0.0, window_share=0.0, invert_share=0.0, ends_share=0.1)
+    crops = Crops([stack_pool(100)], 8, some, frames=3).batch(1000, seeded())
+    repeats = (crops.diff(dim=1) == 0).flatten(2).all(2).any(1)
+    assert float(repeats.float().mean()) == pytest.approx(0.1 + 0.02, abs=0.03), "two of a hundred are ends"
+
+
 def test_a_gap_is_an_end() -> None:
     crops = Crops([stack_pool(6, missing=(2,))], 8, AS_IT_IS, frames=3)
     assert drawn(crops) == {(0, 0, 1), (0, 1, 1), (3, 3, 4), (3, 4, 5), (4, 5, 5)}
@@ -174,6 +205,15 @@ def test_planes_of_another_stack_are_no_neighbours(tmp_path: Path) -> None:
     pools, _ = load_pools([Source(name="s", files="*", stack=True)], [tmp_path])
     one = {(0, 0, 1), (0, 1, 2), (1, 2, 2), (3, 3, 4), (3, 4, 5), (4, 5, 5)}
     expected = one | {tuple(100 + i for i in row) for row in one}
+    assert drawn(Crops(pools, 8, AS_IT_IS, frames=3), 200) == expected
+
+
+def test_neighbours_are_time_points_for_a_network_of_time_points(tmp_path: Path) -> None:
+    tifffile.imwrite(
+        tmp_path / "a.ome.tif", np.stack(numbered(6)).reshape(3, 2, 16, 16), metadata={"axes": "TZYX"}
+    )
+    pools, _ = load_pools([Source(name="s", files="*", stack=True)], [tmp_path], neighbours="t")
+    expected = {(0, 0, 2), (0, 2, 4), (2, 4, 4), (1, 1, 3), (1, 3, 5), (3, 5, 5)}
     assert drawn(Crops(pools, 8, AS_IT_IS, frames=3), 200) == expected
 
 

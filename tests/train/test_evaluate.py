@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from live_sr.errors import InputError
 from live_sr.frame import Pixels
 from live_sr.model.engine import load_engine
+from live_sr.neighbours import Neighbours
 from live_sr.train.baselines import BASELINES
 from live_sr.train.evaluate import (
     crop_to_scale,
@@ -22,7 +24,7 @@ from live_sr.train.evaluate import (
     score,
     simulate,
 )
-from live_sr.upscaler import Bilinear
+from live_sr.upscaler import Bilinear, UpscalerInfo
 
 QUICK = ("nearest", "bilinear", "bicubic")
 
@@ -60,8 +62,8 @@ def test_evaluation_counts_every_plane_once_and_is_json(tmp_path: Path) -> None:
     assert evaluate(Bilinear(2), files, doses=[50], seed=2) != result
 
 
-def write(path: Path, *planes: NDArray[np.float32], **metadata: object) -> Path:
-    stack = np.stack([np.rint(plane * 255).astype(np.uint8) for plane in planes])
+def write(path: Path, *planes: ArrayLike, **metadata: object) -> Path:
+    stack = np.rint(np.asarray(planes) * 255).astype(np.uint8)
     tifffile.imwrite(path, stack, photometric="minisblack", ome=".ome." in path.name, metadata=metadata or None)
     return path
 
@@ -174,10 +176,73 @@ def test_a_model_of_several_frames_sees_each_plane_of_a_stack_with_its_neighbour
     assert result.mean.methods["bicubic"] == single, "the others are shown the middle frame alone"
 
 
-def test_an_image_without_neighbours_stands_for_them_itself(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("neighbours", "beside"), [("t", 2), ("z", 1), ("t or z", 1)])
+def test_neighbours_lie_along_the_axis_that_the_model_was_trained_for(
+    tmp_path: Path, neighbours: Neighbours, beside: int
+) -> None:
+    levels = np.linspace(0.1, 0.9, 6).reshape(3, 2)  # three time points of two sections
+    planes = [[scene((32, 32)) * level for level in row] for row in levels]
+    path = write(tmp_path / "a.ome.tif", *planes, axes="TZYX")
+    model = Watcher(2, frames=3, neighbours=neighbours)
+    evaluate(model, [path], doses=[1e6])
+    flat = levels.ravel()
+    for n, stack in enumerate(model.shown[::2]):
+        series = flat[n % 2 :: 2] if beside == 2 else flat[n // 2 * 2 : n // 2 * 2 + 2]
+        at = n // 2 if beside == 2 else n % 2
+        expected = series[np.clip([at - 1, at, at + 1], 0, len(series) - 1)]
+        np.testing.assert_allclose(stack.mean(axis=(1, 2)), 255 * expected * scene((32, 32)).mean(), atol=2)
+
+
+def test_procedural_tissue_has_neighbouring_sections_and_the_same_middle() -> None:
+    sections, times = Watcher(4, frames=3, neighbours="z"), Watcher(4, frames=3, neighbours="t")
+    one = evaluate_procedural(Bilinear(4), images=1, doses=[1e4], baselines=["bilinear"]).mean.methods[
+        "bilinear"
+    ]
+    for model in (sections, times):
+        result = evaluate_procedural(model, images=1, doses=[1e4], baselines=["bilinear"])
+        assert result.mean.methods["bilinear"] == one, "the others see the frame that they always see"
+    before, middle, after = (frame.astype(float) for frame in sections.shown[0])
+    np.testing.assert_array_equal(middle, times.shown[0][1])
+    for beside, again in zip((before, after), (times.shown[0][0], times.shown[0][2]), strict=True):
+        assert not np.array_equal(again, middle), "another noise"
+        assert not np.array_equal(beside, again), "another section"
+        assert np.corrcoef(beside.ravel(), middle.ravel())[0, 1] > 0.8, "of the same tissue"
+
+
+def test_an_image_without_neighbours_stands_for_them_itself(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     model = Watcher(2, frames=5)
     evaluate(model, [write(tmp_path / "a.tif", scene())])
     assert all(np.array_equal(stack, [stack[0]] * 5) for stack in model.shown)
+    assert (
+        "a.tif: bilinear-x2-f5 sees a plane with its neighbours along t or z, here there are none"
+        in caplog.text
+    )
+
+
+class Coarse(Bilinear):
+    """Trained for raw pixels of 10 to 20 nm."""
+
+    @property
+    def info(self) -> UpscalerInfo:
+        return replace(super().info, pixel_size_um=(0.01, 0.02))
+
+
+@pytest.mark.parametrize(
+    ("truth_nm", "says"),
+    [
+        (4, "the pixel size is 0.008 µm, bilinear-x2 was trained for 0.01 to 0.02"),
+        (5, ""),
+        (None, "is unknown"),
+    ],
+)
+def test_a_pixel_size_that_the_model_is_not_for_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, truth_nm: float | None, says: str
+) -> None:
+    evaluate(Coarse(2), [write(tmp_path / "a.tif", scene())], pixel_size_nm=truth_nm)
+    assert says in caplog.text
+    assert bool(caplog.text) == bool(says)
 
 
 def test_twelve_bits_in_sixteen_are_noticed_and_given_their_range(

@@ -8,6 +8,7 @@ import torch
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
+from live_sr.train import metrics
 from live_sr.train.losses import (
     Adversary,
     LossSettings,
@@ -73,6 +74,12 @@ def test_ms_ssim_takes_crops_of_any_size(edge: int) -> None:
     a, b = pair(edge)
     assert float(ms_ssim(b, b)) == pytest.approx(1.0, abs=1e-5)
     assert 0 < float(ms_ssim(a, b)) < 1
+
+
+def test_training_and_cards_mean_the_same_by_ms_ssim() -> None:
+    a, b = pair(192)
+    of_images = [metrics.ms_ssim(x[0].numpy(), y[0].numpy()) for x, y in zip(a, b, strict=True)]
+    assert float(ms_ssim(a, b)) == pytest.approx(np.mean(of_images), abs=1e-6)
 
 
 def test_only_pixels_that_count_are_compared() -> None:

@@ -19,7 +19,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
+from typer.testing import CliRunner
 
+from live_sr.cli import app
 from live_sr.config import load
 from live_sr.errors import ConfigError, InputError
 from live_sr.model import artifact
@@ -99,7 +101,13 @@ def test_noisy_frames_alone_make_a_denoiser_that_the_engine_runs(
     engine = load_engine(str(model), precision="float32")
     assert engine.info.scale == 1
     card = (tmp_path / "tiny.md").read_text()
-    assert "against noisy pixels" in card
+    judged = {
+        "noise2noise": "neighbouring frames, noisy alike",
+        "blind-spot": "hidden pixels, themselves noisy",
+    }
+    assert f"validation against {judged[task]}: PSNR" in card
+    assert artifact.load(model).record.training["validation"]["against"] == f"against {judged[task]}"
+    assert "electrons" not in card, "nothing was degraded"
     assert ("SSIM" in card) == (task == "noise2noise"), "blind spots are alone among known pixels"
     truth = scene(7)
     raw = noisy(truth, 99)
@@ -143,6 +151,27 @@ def test_real_pairs_are_learnt_from(tmp_path: Path) -> None:
     }
     psnr = [float(row["psnr"]) for row in log(tmp_path / "run")]
     assert psnr[-1] > psnr[0], "it learns"
+    assert "; validation on real pairs: PSNR" in (tmp_path / "run" / "tiny.md").read_text()
+
+
+def test_pairs_of_a_12_bit_camera_are_given_their_range(tmp_path: Path) -> None:
+    for n in range(2):
+        truth = np.rint(scene(n) / 255 * 4095).astype(np.uint16)
+        for name, image in (("low", truth[::2, ::2]), ("high", truth)):
+            (tmp_path / "pairs" / name).mkdir(parents=True, exist_ok=True)
+            tifffile.imwrite(tmp_path / "pairs" / name / f"{n}.tif", image)
+    config = tmp_path / "run.toml"
+    config.write_text(
+        'id = "twelve"\nsteps = 1\npatch = 16\nbatch = 2\n[network]\nscale = 2\nwidths = [8, 12]\n'
+    )
+    options = ["--range", "0", "4095", "--out", str(tmp_path / "run")]
+    done = CliRunner().invoke(app, ["train", str(config), "--pairs", str(tmp_path / "pairs"), *options])
+    assert done.exit_code == 0, done.output
+    (pairs,) = load(tmp_path / "run" / "settings.toml", TrainSettings).pairs
+    assert pairs.range == (0, 4095)
+    alone = CliRunner().invoke(app, ["train", str(config), "--data", str(tmp_path), *options])
+    assert alone.exit_code == 1
+    assert "--range is for --pairs" in alone.output
 
 
 def test_files_of_pairs_are_no_good_images_and_validation_keeps_out_of_pairs(tmp_path: Path) -> None:
@@ -166,6 +195,7 @@ def test_files_of_pairs_are_no_good_images_and_validation_keeps_out_of_pairs(tmp
         *("high/0.tif", "high/1.tif", "low/0.tif", "low/1.tif"),
     ], "each file once, as what it is"
     assert [f.name for f in examples.judged] == ["good2.tif"]
+    assert examples.against == "at 40 electrons and read noise 0.0157 and on real pairs"
 
 
 def test_a_copy_under_another_name_is_on_one_side_only(

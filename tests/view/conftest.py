@@ -1,4 +1,4 @@
-"""Real Chromium, where it is installed."""
+"""Real Chromium and a real screen, where they are installed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from screen import app  # noqa: F401  a fixture
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

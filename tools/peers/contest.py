@@ -118,6 +118,8 @@ def contest(given: Namespace, console: Console) -> None:
         rows += [row(ground.Score(name, images, {}), method, q, {}) for method, q in methods.items()]
 
     show(rows, console)
+    if given.markdown:
+        print("\n".join(markdown(rows)))
     if given.json is not None:
         report = {"scale": given.scale, "config": str(given.config), "commit": commit(), "run": run}
         report |= {"evaluation": ground.CONDITIONS, "rows": rows}
@@ -326,31 +328,52 @@ def row(found: ground.Score, method: str, quality: tuple[float, float], cost: di
     return {"set": found.name, "images": found.images, "method": method, "psnr": psnr, "ssim": ssim, **cost}
 
 
-def show(rows: list[dict[str, Any]], console: Console) -> None:
+HEADS = ("set", "images", "method", "PSNR dB", "SSIM", "steps", "minutes", "threads", "parameters", "kMAC/px")
+LEFT = ("set", "method")
+FORMATS = {
+    "set": "{}",
+    "images": "{}",
+    "method": "{}",
+    "psnr": "{:.2f}",
+    "ssim": "{:.3f}",
+    "steps": "{}",
+    "minutes": "{:.1f}",
+    "threads": "{}",
+    "parameters": "{:,}",
+    "kmac": "{:.1f}",
+}
+
+
+def texts(rows: list[dict[str, Any]]) -> list[list[list[str]]]:
+    """Cells of each row, set by set."""
+    sets = dict.fromkeys(r["set"] for r in rows)
+    written = [
+        (r["set"], ["" if r.get(k) is None else f.format(r[k]) for k, f in FORMATS.items()]) for r in rows
+    ]
+    return [[cells for of, cells in written if of == name] for name in sets]
+
+
+def conditions() -> str:
     dose, noise = ground.CONDITIONS["dose"], ground.CONDITIONS["read_noise"]
-    table = Table(title=f"at {dose:g} electrons per raw pixel, read noise {noise:.4f} of full scale")
-    formats = {"psnr": "{:.2f}", "ssim": "{:.3f}", "steps": "{}", "minutes": "{:.1f}", "threads": "{}"}
-    formats |= {"parameters": "{:,}", "kmac": "{:.1f}"}
-    heads = (
-        "set",
-        "images",
-        "method",
-        "PSNR dB",
-        "SSIM",
-        "steps",
-        "minutes",
-        "threads",
-        "parameters",
-        "kMAC/px",
-    )
-    for head in heads:
-        table.add_column(head, justify="left" if head in ("set", "method") else "right", no_wrap=True)
-    for name in dict.fromkeys(r["set"] for r in rows):
-        for r in (r for r in rows if r["set"] == name):
-            cells = ["" if r.get(k) is None else f.format(r[k]) for k, f in formats.items()]
-            table.add_row(r["set"], str(r["images"]), r["method"], *cells)
+    return f"at {dose:g} electrons per raw pixel, read noise {noise:.4f} of full scale"
+
+
+def show(rows: list[dict[str, Any]], console: Console) -> None:
+    table = Table(title=conditions())
+    for head in HEADS:
+        table.add_column(head, justify="left" if head in LEFT else "right", no_wrap=True)
+    for group in texts(rows):
+        for cells in group:
+            table.add_row(*cells)
         table.add_section()
     Console(width=max(console.width, 120)).print(table)
+
+
+def markdown(rows: list[dict[str, Any]]) -> list[str]:
+    """Lines of the table for a page."""
+    lines = [f"{conditions()[0].upper()}{conditions()[1:]}:", "", f"| {' | '.join(HEADS)} |"]
+    lines += [f"|{'|'.join('---' if head in LEFT else '--:' for head in HEADS)}|"]
+    return lines + [f"| {' | '.join(cells)} |" for group in texts(rows) for cells in group]
 
 
 def bar(console: Console) -> Progress:

@@ -68,6 +68,7 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--evaluate-only", action="store_true", help="score the weights of an earlier run")
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
+    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     given = parser.parse_args(arguments)
     given.config = given.config or ROOT / "configs" / f"em-x{given.scale}.toml"
     given.ours = given.ours or [f"em-x{given.scale}"]
