@@ -225,7 +225,7 @@ class PngSource:
         image = _pillow()
         try:
             self._image = image.open(path)
-        except (OSError, SyntaxError, image.DecompressionBombError) as e:
+        except Exception as e:  # wrong bytes fail in a dozen ways
             raise InputError(f"{path} is not a PNG file that can be read: {e}") from e
         mode = self._image.mode
         if mode not in PNG_MODES:
@@ -257,7 +257,7 @@ class PngSource:
         self.layout.locate(index)
         try:
             pixels = np.asarray(self._image).astype(self.layout.dtype)
-        except (OSError, SyntaxError) as e:
+        except Exception as e:
             raise StoreError(f"{self._path} cannot be decoded: {e}") from e
         return pixels if window is None else pixels[window]
 

@@ -369,7 +369,7 @@ def test_one_waits_for_the_file_before_it_and_a_cancelled_one_makes_room(
 def test_a_server_that_is_killed_and_comes_back_finishes_the_file(chromium: Browser, tmp_path: Path) -> None:
     from playwright.sync_api import expect
 
-    content = stack(500, 160)
+    content = stack(300, 160)
     (tmp_path / "long.tif").write_bytes(content)
     with ExitStack() as parts:
         address, server = parts.enter_context(server_process())

@@ -30,7 +30,7 @@ from live_sr.errors import ConfigError, InputError
 from live_sr.upscaler import Bilinear, bilinear
 from live_sr.view import admit as admitting
 from live_sr.view import jobs as jobs_module
-from live_sr.view.admit import admit, suffix_of
+from live_sr.view.admit import TooLargeError, judge, suffix_of
 from live_sr.view.jobs import FullError, GoneError, Jobs, JobStatus, clean_name
 from rig import WAIT_S, Gated, serving
 
@@ -129,6 +129,11 @@ HOSTILE: dict[str, tuple[bytes, int, str]] = {
     "TIFF of a header": (b"II*\0\x08\0\0\0", 422, "damaged"),
     "TIFF that points at itself": (b"II*\0\x04\0\0\0" + bytes(20), 422, "damaged"),
     "cut PNG": (png(grey((64, 64)))[:3000], 422, "cannot be"),
+    "a shape that its page does not fit into": (
+        tiff(grey((8, 8)), description='{"shape": [0, 8, 8]}', metadata=None),
+        422,
+        "its description does not fit its pages",
+    ),
     "PNG of a signature": (admitting.PNG_SIGNATURE, 422, "cut short"),
     "PNG of 40 gigapixels": (huge_png(200_000, 200_000), 413, "200000 x 200000 pixels is too large"),
     "PNG of 0 pixels": (huge_png(0, 0), 422, "PNG"),
@@ -200,8 +205,34 @@ def site() -> Iterator[Site]:
         yield Site(url)
 
 
+def judged(folder: Path, content: bytes) -> None:
+    path = folder / f"source{suffix_of(content[: admitting.HEAD_BYTES])}"
+    path.write_bytes(content)
+    judge(path, LIMIT_MB * 2**20)
+
+
 @pytest.mark.parametrize("name", HOSTILE)
-def test_what_cannot_be_enhanced_is_refused_with_the_reason(site: Site, name: str) -> None:
+def test_what_cannot_be_enhanced_is_refused_with_the_reason(tmp_path: Path, name: str) -> None:
+    content, expected, says = HOSTILE[name]
+    with pytest.raises(InputError) as refused:
+        judged(tmp_path, content)
+    assert says in str(refused.value)
+    assert isinstance(refused.value, TooLargeError) == (expected == 413)
+
+
+TOLD = (
+    "nothing",
+    "JPEG",
+    "colour photograph",
+    "cut TIFF",
+    "too large",
+    "TIFF of 4 gigapixels",
+    "planes in others' files",
+)
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_a_refusal_is_told_and_nothing_is_kept(site: Site, name: str) -> None:
     content, expected, says = HOSTILE[name]
     status, said, _ = site.ask("POST", "/jobs?name=holiday.tif", content)
     assert says in said.decode(), said
@@ -294,7 +325,7 @@ def test_a_head_request_fetches_nothing(site: Site) -> None:
 
 
 def test_two_files_at_once_are_both_served(site: Site) -> None:
-    contents = [tiff(grey((3, 40, 50), seed)) for seed in range(4)]
+    contents = [tiff(grey((3, 40, 50), seed)) for seed in range(2)]
     ids: dict[int, str] = {}
     senders = [
         threading.Thread(target=lambda n=n, c=c: ids.update({n: site.send(c, f"{n}.tif")}))
@@ -309,7 +340,7 @@ def test_two_files_at_once_are_both_served(site: Site) -> None:
         found = tifffile.imread(io.BytesIO(site.ask("GET", f"/jobs/{job_id}/result")[1]))
         np.testing.assert_array_equal(found, [bilinear(plane, 2) for plane in grey((3, 40, 50), n)])
         site.ask("DELETE", f"/jobs/{job_id}")
-    assert len(ids) == 4
+    assert len(ids) == 2
 
 
 def test_without_a_server_the_page_says_what_to_start() -> None:
@@ -461,10 +492,11 @@ def test_the_end_of_the_process_waits_for_no_plane() -> None:
 
 
 def test_there_is_an_end_to_files_and_to_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs_module, "MAX_JOBS", 2)
     with serving(gate := Gated()) as server, desk(server.address) as it:
-        for _ in range(jobs_module.MAX_JOBS):
+        for _ in range(2):
             it.put(GOOD)
-        with pytest.raises(FullError, match="8 files are in work: wait until one is done"):
+        with pytest.raises(FullError, match="2 files are in work: wait until one is done"):
             it.put(GOOD)
         gate.open()
         while any(job.state != "done" for job in it.jobs.all()):
@@ -505,6 +537,26 @@ def test_a_malformed_address_is_refused_when_the_page_starts() -> None:
 # --------------------------------------------------------------------------------- hostile bytes
 
 
+def test_a_file_that_no_reader_comes_to_the_end_of_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admitting, "JUDGE_S", 0.1)  # before Python itself has started
+    path = tmp_path / "source.tif"
+    path.write_bytes(GOOD)
+    with pytest.raises(InputError, match="could not be read to its end"):
+        admitting.admit(path, 2**20)
+
+
+def test_a_reader_that_breaks_down_takes_nothing_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admitting.sys, "executable", "/bin/false")
+    path = tmp_path / "source.tif"
+    path.write_bytes(GOOD)
+    with pytest.raises(InputError, match="broke down over it"):
+        admitting.admit(path, 2**20)
+
+
 SEEDS = (GOOD, tiff(grey((2, 8, 8)), ome=True), tiff(grey((2, 8, 8)), imagej=True), png(grey((8, 8))))
 
 
@@ -518,7 +570,4 @@ def test_bytes_of_any_kind_are_admitted_or_refused_and_nothing_else(
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     cut = bytes(content[: data.draw(st.integers(0, len(content)))])
     with contextlib.suppress(InputError):
-        path = tmp_path / f"source{suffix_of(cut[: admitting.HEAD_BYTES])}"
-        path.write_bytes(cut)
-        layout = admit(path, 2**20)
-        assert (layout.n_frames or 0) * np.prod(layout.frame_shape) <= 2**20
+        judged(tmp_path, cut)
