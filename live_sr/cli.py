@@ -168,6 +168,10 @@ def acquire(
         Literal["cancel", "continue"],
         typer.Option(help="When raw data cannot be written: end the acquisition, or go on with our own copy."),
     ] = "cancel",
+    control: Annotated[
+        bool, typer.Option(help="With --view: let the page pause, cancel and choose models.")
+    ] = True,
+    hold: Annotated[bool, typer.Option("--hold", help="Wait for Start on the page before exposing.")] = False,
 ) -> int:
     """Run a sequence on a microscope and super-resolve it while it is acquired.
 
@@ -186,6 +190,8 @@ def acquire(
             model=model,
             report=report,
             on_raw_failure=on_raw_failure,
+            control=control,
+            hold=hold,
         )
     )
 

@@ -318,7 +318,7 @@ def _quality(compared: _Compared) -> Table:
 def _draw_comparison(compared: _Compared, path: Path, settings: DemoSettings) -> None:
     """Low-dose, super-resolved and truth side by side, on one grey scale."""
     from live_sr.view.contrast import grey_window, to_8bit
-    from live_sr.view.render import Panel, side_by_side
+    from live_sr.view.snapshot import Panel, compose, png
 
     window = grey_window([compared.restored])
     dose = ELECTRONS_PER_US * settings.dwell_us
@@ -328,9 +328,8 @@ def _draw_comparison(compared: _Compared, path: Path, settings: DemoSettings) ->
         Panel(to_8bit(compared.truth, window), "simulated truth"),
     ]
     field_px = compared.low.shape[1]
-    path.write_bytes(
-        side_by_side(*panels, field_um=field_px * PIXEL_SIZE_UM * settings.scale, field_px=field_px)
-    )
+    image = compose(panels, field_um=field_px * PIXEL_SIZE_UM * settings.scale, field_px=field_px)
+    path.write_bytes(png(image, {"model": settings.model, "contrast": "one for all three"}))
 
 
 # -------------------------------------------------------------------- processes

@@ -46,6 +46,10 @@ def stacked(planes: Sequence[Pixels]) -> Pixels:
     return pixels
 
 
+FrameKind = Literal["sequence", "live", "snap"]
+"""What acquired a frame: an MDA sequence, a stream of the camera's own (continuous mode), or a single snap."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
     """One frame on its way to a server.
@@ -63,6 +67,8 @@ class Frame:
         For a multi-frame model: its neighbours along an axis, with `pixels` itself in the middle.
     used : mapping or None
         Their positions along that axis, ``{"t": (3, 4, 5)}``; None when it stands for itself alone.
+    kind : {"sequence", "live", "snap"}
+        Live frames and snaps are shown and never saved; a live frame is worth nothing once there is a newer.
     channel : str
         Name of its channel, by which a model may be chosen for it.
     model_sha256 : str
@@ -74,6 +80,7 @@ class Frame:
     captured_ns: int
     stack: tuple[Pixels, ...] = ()
     used: Mapping[str, tuple[int, ...]] | None = None
+    kind: FrameKind = "sequence"
     channel: str = ""
     model_sha256: str = ""
 
@@ -107,6 +114,8 @@ class Restored:
         Sending to receiving, by this machine's clock.
     used : mapping or None
         As in :class:`Frame`.
+    kind : {"sequence", "live", "snap"}
+        As in :class:`Frame`.
     frames : int
         How many frames its model sees at once.
     """
@@ -120,18 +129,30 @@ class Restored:
     server_ms: float
     round_trip_ms: float
     used: Mapping[str, tuple[int, ...]] | None = None
+    kind: FrameKind = "sequence"
     frames: int = 1
 
 
 State = Literal["queued", "in_flight", "deferred", "returned", "failed"]
 STATES: tuple[State, ...] = get_args(State)
-Tally = Literal["saved", "skipped", "deferred_total", "superseded"]
+Tally = Literal["saved", "skipped", "deferred_total", "superseded", "live"]
 TALLIES: tuple[Tally, ...] = get_args(Tally)
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """One consistent sample of a ledger; ``acquired`` equals the sum of the five states."""
+    """One consistent sample of a ledger; ``acquired`` equals the sum of the five states.
+
+    Attributes
+    ----------
+    acquired : int
+        Frames that are owed an answer, or have got it.
+    superseded : int
+        Live frames and snaps that were overtaken by a newer one, or that no server answered: they are owed
+        nothing any more and have left ``acquired``.
+    live : int
+        Live frames and snaps among ``returned``: shown, never saved.
+    """
 
     acquired: int = 0
     queued: int = 0
@@ -143,6 +164,7 @@ class Counts:
     skipped: int = 0
     deferred_total: int = 0
     superseded: int = 0
+    live: int = 0
 
     @property
     def settled(self) -> bool:
@@ -151,8 +173,8 @@ class Counts:
 
     @property
     def complete(self) -> bool:
-        """Whether everything that was acquired came back and was saved."""
-        return self.settled and self.failed == 0 and self.saved == self.returned == self.acquired
+        """Whether everything that was acquired came back, and was saved unless it was live."""
+        return self.settled and self.failed == 0 and self.saved + self.live == self.returned == self.acquired
 
     def as_dict(self) -> dict[str, int]:
         """All counters by name, as stored in reports, journals and data sets."""
@@ -166,17 +188,24 @@ class Ledger:
     Every change moves frames from one state to another under one lock, so
     ``acquired = queued + in_flight + deferred + returned + failed`` holds at every sample. Vocabulary after
     EPICS areaDetector's plugin counters. Thread-safe.
+
+    A frame of a sequence never leaves ``acquired``. A live frame does when it is superseded: in one step it
+    goes from its state to ``superseded`` and is no longer among the acquired. So live mode, which discards by
+    design, neither breaks the sum nor makes a run look incomplete; ``acquired + superseded`` is all that ever
+    came in.
     """
 
     _states: dict[State, int] = field(default_factory=lambda: dict.fromkeys(STATES, 0))
     _tallies: dict[Tally, int] = field(default_factory=lambda: dict.fromkeys(TALLIES, 0))
     _acquired: int = 0
+    _next: int = 0  # sequence number; of a superseded frame it is not used again
     _changed: threading.Condition = field(default_factory=threading.Condition)
 
     def acquire(self, into: State = "queued") -> int:
         """Count one new frame in state `into` and return its sequence number."""
         with self._changed:
-            seq = self._acquired
+            seq = self._next
+            self._next += 1
             self._acquired += 1
             self._states[into] += 1
             return seq
@@ -189,6 +218,15 @@ class Ledger:
             self._states[target] += n
             if target == "deferred":
                 self._tallies["deferred_total"] += n
+            self._changed.notify_all()
+
+    def supersede(self, source: State) -> None:
+        """Let one live frame go that is in state `source`: it is owed no answer any more."""
+        with self._changed:
+            assert self._states[source] >= 1, f"a frame leaves {source!r}, holding none"
+            self._states[source] -= 1
+            self._acquired -= 1
+            self._tallies["superseded"] += 1
             self._changed.notify_all()
 
     def tally(self, name: Tally, n: int = 1) -> None:

@@ -52,6 +52,8 @@ class AcquireSettings:
     model: str = ""
     report: Path | None = None
     on_raw_failure: OnRawFailure = "cancel"
+    control: bool = True  # with a view, whose page may then pause, cancel and choose models
+    hold: bool = False  # until the operator presses Start on the page
 
 
 def run_acquire(settings: AcquireSettings) -> int:
@@ -69,12 +71,16 @@ def run_acquire(settings: AcquireSettings) -> int:
     refuse_existing(raw)
     if settings.report is not None and not settings.report.absolute().parent.is_dir():
         raise InputError(f"--report {settings.report}: its folder does not exist")
+    controlled = settings.control and settings.view is not None
+    if settings.hold and not controlled:
+        raise InputError("--hold waits for Start on the page: give --view ADDRESS, and no --no-control")
     with _microscope(settings.config) as core:
         sr = LiveSR(
             settings.servers,
             save=settings.save,
             model=settings.model,
             view=settings.view,
+            control="tcp://127.0.0.1:*" if controlled else None,
             on_raw_failure=settings.on_raw_failure,
             progress=False,  # ours shows it
         )
@@ -85,6 +91,9 @@ def run_acquire(settings: AcquireSettings) -> int:
                 for doubt in sr.preflight(sequence, core, raw=raw, timeout=SERVER_S):
                     err.print(doubt, style="yellow", markup=False, highlight=False, soft_wrap=True)
                 sr.attach(core)
+                if settings.hold:
+                    err.print("waiting for Start on the page (live-sr view); Ctrl-C ends", highlight=False)
+                    sr.wait_for_start()
                 run.until_finished(sequence, raw)
         except KeyboardInterrupt:
             if sr.report is None or not sr.report.runs:  # nothing was exposed

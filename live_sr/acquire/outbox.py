@@ -3,6 +3,8 @@
 Two lanes. The *live* lane gives the newest frame first, so that what the operator sees stays fresh however slow
 the server is. A frame that has waited too long, or for which there is no memory, moves to the *deferred* lane
 as a mere number; its pixels are fetched again when the live lane is empty. Between them nothing is dropped.
+Frames that belong to no sequence (:mod:`~live_sr.acquire.lane`) are sent when the live lane is empty, in turn
+with deferred ones: neither the operator's picture nor the run's completion waits for the other.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ class Outbox:
         ``(seq)``: a frame is about to become a mere number. Must not raise.
     room : callable
         Whether a result could be taken at present: results wait to be written, more would only pile up.
+    beside : callable
+        The next frame that belongs to no sequence, counted as in flight; None when there is none.
     """
 
     def __init__(
@@ -46,6 +50,7 @@ class Outbox:
         lost: Callable[[int, str], None],
         deferring: Callable[[int], None] = lambda seq: None,
         room: Callable[[], bool] = lambda: True,
+        beside: Callable[[], Frame | None] = lambda: None,
         max_bytes: int = LIVE_BYTES,
         max_age_ms: float = MAX_AGE_MS,
     ) -> None:
@@ -54,6 +59,8 @@ class Outbox:
         self._lost = lost
         self._deferring = deferring
         self._room = room
+        self._beside = beside
+        self._deferred_next = False  # one from beside was sent last
         self._max_bytes = max_bytes
         self._max_age_ns = int(max_age_ms * 1e6)
         self._changed = threading.Condition()
@@ -107,6 +114,10 @@ class Outbox:
                 self._live_bytes -= frame.nbytes
                 self._ledger.move("queued", "in_flight")
                 return frame
+            beside = None if self._deferred_next and self._fetched else self._beside()
+            self._deferred_next = beside is not None
+            if beside is not None:
+                return beside
             if self._fetched:
                 self._changed.notify_all()
                 self._ledger.move("deferred", "in_flight")

@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 from pymmcore_plus.metadata.serialize import to_builtins
@@ -18,6 +18,7 @@ from useq import MDAEvent
 
 from live_sr.acquire.plan import Place
 from live_sr.acquire.spool import Slip, Spool
+from live_sr.frame import FrameKind
 
 if TYPE_CHECKING:
     from live_sr.acquire.run import Run
@@ -48,6 +49,7 @@ class Record:
     crc: int | None
     captured_ns: int
     deferred: bool = False
+    kind: ClassVar[FrameKind] = "sequence"
 
 
 class _Shelved(msgspec.Struct, frozen=True):

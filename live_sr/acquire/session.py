@@ -2,12 +2,14 @@
 
 Threads: pymmcore-plus' thread hands frames over (hook); *intake* counts them, keeps their pixels (custody)
 and queues them (outbox); each *link* sends and receives; *delivery* saves, shows and emits. They meet only in
-bounded queues, and nothing downstream of the hook can hold the camera up.
+bounded queues, and nothing downstream of the hook can hold the camera up. Between sequences a *live* thread of
+each core sees what it shows (live), and offers the newest of it beside the frames of the runs (lane).
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import sys
 import threading
@@ -31,7 +33,9 @@ from live_sr.acquire.control import Control, obey
 from live_sr.acquire.custody import Custody, RawReport
 from live_sr.acquire.gather import Gathered, Gatherer
 from live_sr.acquire.hook import FrameTaken, Hook, Intake, RunFinished, RunStarted
+from live_sr.acquire.lane import LiveLane, Shot
 from live_sr.acquire.listeners import Events, Resequencer
+from live_sr.acquire.live import LiveWatch
 from live_sr.acquire.mda_view import MDAView
 from live_sr.acquire.outbox import Outbox
 from live_sr.acquire.plan import Plan, plan_frame, plan_run
@@ -53,7 +57,7 @@ from live_sr.client.feed import (
 from live_sr.client.link import Link
 from live_sr.config import DEFAULT_ADDRESS
 from live_sr.errors import InputError, LiveSRError, StoreError
-from live_sr.frame import Counts, Frame, Ledger, Restored, check_pixels
+from live_sr.frame import Counts, Frame, Ledger, Pixels, Restored, check_pixels
 from live_sr.signals import connect
 from live_sr.timing import Durations, Rate
 from live_sr.upscaler import pixel_size_doubt
@@ -181,8 +185,10 @@ class LiveSR:
         self._intake = Intake(INTAKE_BYTES)
         self._spool = Spool(Path(scratch) if scratch is not None else None)
         self._records = Records(self._spool)
-        self._results: queue.SimpleQueue[Restored | _Lost | Run | None] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[Restored | _Lost | Run | int | None] = queue.SimpleQueue()
         self._results_bytes = _Tally()
+        self._lane = LiveLane(self._ledger, planes=self._planes, taken=self._wake_watches)
+        self._watches: list[LiveWatch] = []
         self._delivering = threading.Lock()  # held while one of them is dealt with
         self._outbox = Outbox(
             self._ledger,
@@ -190,6 +196,7 @@ class LiveSR:
             lost=self._lose,
             deferring=self._records.defer,
             room=lambda: self._results_bytes.value <= RESULT_BYTES,
+            beside=self._take_live,
         )
         self._choice = Choice()
         self._conductor = Conductor(self._known_cores)
@@ -271,11 +278,18 @@ class LiveSR:
         except LiveSRError as e:  # the program's own error matters more
             log.error("%s", e)
 
-    def attach(self, core: CMMCorePlus) -> None:
+    def attach(self, core: CMMCorePlus, *, live: bool = True) -> None:
         """Take every frame of the sequences that `core` runs from now on.
 
         The frame reaches pymmcore-plus' raw sink before it reaches us. Safe with any event loop and backend:
         the slots only stamp and hand over.
+
+        Parameters
+        ----------
+        live : bool
+            Super-resolve what is shown between sequences as well: the newest frame of continuous mode and of a
+            camera's own sequences, and snaps. They are emitted and shown, and never saved; others who use the
+            core lose nothing by it.
         """
         hook = Hook(self._intake, lambda: core, self._prepare, self.events)
         self._hooks.append(hook)
@@ -292,6 +306,25 @@ class LiveSR:
         ):
             connect(signal, slot)
             self._attached.append((signal, slot))
+        if live and all(watch.core is not core for watch in self._watches):
+            self._watch_live(core)
+
+    def _watch_live(self, core: CMMCorePlus) -> None:
+        number = len(self._watches)
+
+        def wanted() -> bool:
+            return self._lane.wants(number) or (self._feed is not None and self._feed.watched)
+
+        watch = LiveWatch(
+            core,
+            number,
+            offer=self._show_live,
+            wanted=wanted,
+            overtaken=lambda n: self._ledger.tally("superseded", n),
+            warn=self._warn,
+        )
+        self._watches.append(watch)
+        watch.start()
 
     def wait_ready(self, timeout: float = 5.0) -> bool:
         """Wait until a server is warm and accepted; False after `timeout` seconds."""
@@ -428,7 +461,8 @@ class LiveSR:
         """What a viewer is told beside the frames: counters, rates, server, alarms."""
         if self.report is not None:
             return self._status("finished")
-        return self._status("acquiring" if self._acquiring() else "draining")
+        acquiring = self._acquiring() or self._lane.raw_rate.recent()
+        return self._status("acquiring" if acquiring else "draining")
 
     @property
     def view_address(self) -> str | None:
@@ -449,6 +483,7 @@ class LiveSR:
             return self.report
         try:
             self._wait_for_end_of_run()
+            self._end_live()
             self._drain()
         except BaseException:  # Ctrl-C while waiting: expose the sample no longer
             self._wait_for_end_of_run(CANCEL_S, cancel=True)
@@ -647,6 +682,25 @@ class LiveSR:
         """Whether frames are sent at present; called with the lock of the switch held."""
         self._outbox.hold_back(not self._sr_on and bool(self._coming_in))
 
+    # ---------------------------------------------------------------- threads of the live watches
+
+    def _show_live(self, shot: Shot) -> None:
+        seq = self._lane.put(shot)
+        if self._order is not None:
+            self._results.put(seq)
+        if self._feed is not None:
+            self._feed.show_raw(self._view_of(seq, shot), shot.pixels)
+        self._wake_links()
+
+    def _take_live(self) -> Frame | None:
+        return self._lane.take() if self._sr_on else None
+
+    def _end_live(self) -> None:
+        """Nobody waits for a live frame any more; a snap is still finished, unless nothing is to be sent."""
+        for watch in self._watches:
+            watch.stop()
+        self._lane.dismiss(snaps=not self._sr_on)
+
     # ---------------------------------------------------------------- outbox's thread
 
     def _fetch(self, seq: int) -> Frame | None:
@@ -682,11 +736,20 @@ class LiveSR:
     def refused(self, frame: Frame, code: str, message: str) -> None:
         """A frame was refused (called by a link)."""
         if code == "busy":
-            self._outbox.give_back(frame.seq)
+            self._give_back(frame)
+            return
+        self._alarm(f"the server refused a frame: {message}")
+        if frame.kind != "sequence":
+            self._lane.fail(frame.seq)
             return
         self._ledger.move("in_flight", "failed")
-        self._alarm(f"the server refused a frame: {message}")
         self._lose(frame.seq, message)
+
+    def _give_back(self, frame: Frame) -> None:
+        (self._outbox if frame.kind == "sequence" else self._lane).give_back(frame.seq)
+
+    def _planes(self) -> int:
+        return self._model.frames if self._model is not None else 1
 
     def link_changed(self, link: Link) -> None:
         """A server came, went or refused (called by a link)."""
@@ -696,12 +759,18 @@ class LiveSR:
         if status.state == "refused":
             self._alarm(f"server {status.address}: {status.detail}")
         elif status.state == "away":
-            self._warn(f"server {status.address}: {status.detail}; raw is stored, frames are finished later")
+            live = self._lane.raw_rate.recent()
+            what = "the live view stands still" if live else "raw is stored, frames are finished later"
+            self._warn(f"server {status.address}: {status.detail}; {what}")
         log.info("server %s: %s, %s", status.address, status.state, status.detail)
 
     def _wake_links(self) -> None:
         for link in self._links:
             link.wake()
+
+    def _wake_watches(self) -> None:
+        for watch in self._watches:
+            watch.wake()
 
     # ---------------------------------------------------------------- delivery thread
 
@@ -715,9 +784,12 @@ class LiveSR:
                 log.exception("live-sr could not deliver a result")
                 self._alarm("live-sr could not deliver a result: see the log")
 
-    def _deliver_one(self, item: Restored | _Lost | Run) -> None:
+    def _deliver_one(self, item: Restored | _Lost | Run | int) -> None:
         if isinstance(item, Restored):
             self._deliver(item)
+        elif isinstance(item, int):
+            assert self._order is not None
+            self._order.add(item, None)  # a live frame: nothing waits for it
         elif isinstance(item, Run):
             item.finished = True
             self._finish_if_settled(item)
@@ -728,6 +800,10 @@ class LiveSR:
         left = self._results_bytes.add(-result.pixels.nbytes)
         if left <= RESULT_BYTES < left + result.pixels.nbytes:
             self._wake_links()
+        if result.kind != "sequence":
+            if (shot := self._lane.settle(result.seq)) is not None:
+                self._show(result, shot, (time.monotonic_ns() - shot.captured_ns) / 1e6)
+            return
         try:
             record = self._records.pop(result.seq)
         except StoreError as e:
@@ -749,13 +825,22 @@ class LiveSR:
         if saved is not False and run.seen is not None:
             run.seen.add(record.place, result.pixels)
         try:
-            if self._feed is not None:
-                info = self._view_of(result.seq, record, latency_ms, model=result.model)
-                self._feed.show_pair(info, result.raw, result.pixels)
-            if len(self.events.frameReady):
-                self._emit(result, record, latency_ms, saved=bool(saved))
+            self._show(result, record, latency_ms, (lambda: run.read_back(record)) if saved else None)
         finally:
             self._finish_if_settled(run)
+
+    def _show(
+        self,
+        result: Restored,
+        record: Record | Shot,
+        latency_ms: float,
+        read_back: Callable[[], Pixels] | None = None,
+    ) -> None:
+        if self._feed is not None:
+            info = self._view_of(result.seq, record, latency_ms, model=result.model)
+            self._feed.show_pair(info, result.raw, result.pixels)
+        if len(self.events.frameReady):
+            self._emit(result, record, latency_ms, read_back)
 
     def _save_result(self, run: Run, record: Record, result: Restored, latency_ms: float) -> bool | None:
         """Whether the frame is on the disk; None where nothing is to be saved."""
@@ -773,13 +858,20 @@ class LiveSR:
         self._ledger.tally("saved")
         return True
 
-    def _emit(self, result: Restored, record: Record, latency_ms: float, *, saved: bool) -> None:
+    def _emit(
+        self,
+        result: Restored,
+        record: Record | Shot,
+        latency_ms: float,
+        read_back: Callable[[], Pixels] | None,
+    ) -> None:
         pixel_size_um = float(record.meta.get("pixel_size_um") or 0.0)
         meta = {
             **record.meta,
             "pixel_size_um": pixel_size_um / result.scale,
             "live_sr": {
                 "computed": True,
+                "kind": result.kind,
                 "seq": result.seq,
                 "scale": result.scale,
                 "model": result.model,
@@ -795,11 +887,9 @@ class LiveSR:
         }
 
         def emit() -> None:
-            self.events.frameReady.emit(
-                result.pixels, record.event, meta, (lambda: record.run.read_back(record)) if saved else None
-            )
+            self.events.frameReady.emit(result.pixels, record.event, meta, read_back)
 
-        if self._order is None:
+        if self._order is None or result.kind != "sequence":
             emit()
         else:
             self._order.add(result.seq, emit, result.pixels.nbytes)
@@ -950,7 +1040,7 @@ class LiveSR:
         """Give the frames of servers that went for good to those that are there."""
         for link in gone:
             for frame in link.stop():
-                self._outbox.give_back(frame.seq)
+                self._give_back(frame)
 
     def _unsettled(self) -> int:
         c = self._ledger.sample()
@@ -970,6 +1060,7 @@ class LiveSR:
         if self._control is not None:
             self._control.stop()
         self._conductor.close()
+        self._end_live()
         for signal, slot in self._attached:
             try:
                 signal.disconnect(slot)
@@ -981,13 +1072,16 @@ class LiveSR:
         self._intake_thread.join()
         for link in self._links:
             for frame in link.stop():
-                self._ledger.move("in_flight", "failed")
-                self._lose(frame.seq, "the server never answered")
+                if frame.kind == "sequence":
+                    self._ledger.move("in_flight", "failed")
+                    self._lose(frame.seq, "the server never answered")
         for seq in self._outbox.close():
             self._ledger.move("deferred", "failed")
             self._lose(seq, "no server was there to restore it")
         self._results.put(None)
         self._delivery_thread.join()
+        if snaps := self._lane.dismiss(snaps=True):
+            self._warn(f"{snaps} snaps were not super-resolved: no server answered")
         if self._order is not None:
             self._order.flush()
             if self._order.disordered:
@@ -1057,7 +1151,7 @@ class LiveSR:
                 self._feed.status(self.status)
 
     def _view_of(
-        self, seq: int, record: Record, latency_ms: float | None = None, *, model: str = ""
+        self, seq: int, record: Record | Shot, latency_ms: float | None = None, *, model: str = ""
     ) -> FrameInfo:
         """`model` has restored it; before that, the one chosen for its channel is named."""
         channel = _channel(record)
@@ -1073,13 +1167,17 @@ class LiveSR:
             channel=channel,
             deferred=record.deferred,
             latency_ms=latency_ms,
+            kind=record.kind,
             stage_um=_stage_um(record.meta),
             exposure_ms=_number(record.meta.get("exposure_ms")),
+            run=record.run.number,
+            place=record.place,
         )
 
     def _status(self, state: RunState) -> FeedStatus:
         servers = [link.status for link in self._links]
         best = next((s for s in servers if s.state == "ready"), servers[0])
+        latency = self._lane.latency if self._lane.sr_rate.recent() else self._live_latency
         model = self._choice.of("") or best.model
         model = next((m for m in best.models if model is not None and m.sha256 == model.sha256), model)
         full = max(self._outbox.fullness, self._intake.waiting_bytes / INTAKE_BYTES)
@@ -1087,9 +1185,9 @@ class LiveSR:
             session=self.session,
             state=state,
             counts=self._ledger.sample().as_dict(),
-            raw_fps=self._raw_rate.recent(),
-            sr_fps=self._sr_rate.recent(),
-            latency_ms=dict(self._live_latency.percentiles().as_dict()),
+            raw_fps=self._raw_rate.recent() + self._lane.raw_rate.recent(),
+            sr_fps=self._sr_rate.recent() + self._lane.sr_rate.recent(),
+            latency_ms=dict(latency.percentiles().as_dict()),
             server=ServerStatus(
                 state=best.state,
                 detail=best.detail,
@@ -1114,12 +1212,13 @@ class LiveSR:
         if not self._runs:
             return SequenceStatus()
         run = self._runs[-1]
+        known = math.prod(size for _, size in run.plan.order if size is not None)
         return SequenceStatus(
             number=run.number,
-            axes={name: run.acquired if size is None else size for name, size in run.plan.order},
+            axes={name: -(-run.acquired // known) if size is None else size for name, size in run.plan.order},
             channels=tuple(c.config for c in run.sequence.channels) if run.sequence is not None else (),
-            raw_path=str(run.raw_path or ""),
-            sr_path=str(run.saved_as or ""),
+            raw_path=str(run.raw_path.absolute()) if run.raw_path is not None else "",
+            sr_path=str(run.saved_as.absolute()) if run.saved_as is not None else "",
             state="idle" if run.ended else self._running_state(),
         )
 
@@ -1163,7 +1262,7 @@ def _unfit(pixels: NDArray[Any], plan: Plan) -> str | None:
     )
 
 
-def _channel(record: Record) -> str:
+def _channel(record: Record | Shot) -> str:
     return record.event.channel.config if record.event.channel is not None else ""
 
 

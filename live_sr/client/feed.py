@@ -26,6 +26,7 @@ from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
 from live_sr.errors import ConfigError, InputError, WireError
+from live_sr.frame import FrameKind as FrameKind
 from live_sr.frame import Pixels, check_pixels
 from live_sr.wire.messages import Count, Dtype, Milliseconds
 from live_sr.wire.security import check_bind
@@ -51,7 +52,6 @@ MAX_MESSAGE = 2 * 2 * MAX_SIDE_SHOWN**2 + MAX_HEADER + PREFIX.size  # bytes, two
 
 SideShown: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_SIDE_SHOWN)]
 Step: TypeAlias = Annotated[int, Meta(ge=1, le=64)]
-FrameKind: TypeAlias = Literal["sequence", "live", "snap"]
 StageUm: TypeAlias = tuple[float | None, float | None, float | None]  # x, y, z
 
 
@@ -74,6 +74,10 @@ class FrameInfo:
     stage_um : (x, y, z) or None
         Stage position in µm, None for what is unknown.
     exposure_ms : float or None
+    run : int
+        Number of the session's sequence that acquired it; 0 for none.
+    place : mapping
+        Where it lies in the sequence's volumes: `index`, but for grids and sequences stored by arrival.
     """
 
     session: str
@@ -89,6 +93,8 @@ class FrameInfo:
     kind: FrameKind = "sequence"
     stage_um: StageUm | None = None
     exposure_ms: float | None = None
+    run: int = 0
+    place: Mapping[str, int] = field(default_factory=dict)
 
 
 class Plane(Struct, frozen=True):
@@ -135,6 +141,8 @@ class FeedFrame(Struct, frozen=True, tag="frame"):
     kind: FrameKind = "sequence"
     stage_um: StageUm | None = None
     exposure_ms: float | None = None
+    run: Count = 0
+    place: dict[str, int] = {}
 
 
 class ServerStatus(Struct, frozen=True):
@@ -158,7 +166,7 @@ class SequenceStatus(Struct, frozen=True):
     number : int
         Run of the session, from 1; 0 before the first.
     axes : dict
-        Length of each axis, in storage order, without y and x; empty when it cannot be known beforehand.
+        Length of each axis, in the order of acquisition, without y and x; empty before it is known.
     channels : tuple of str
         Names along ``c``.
     raw_path, sr_path : str
@@ -515,6 +523,8 @@ def frame_message(info: FrameInfo, raw: Pixels, sr: Pixels | None) -> list[bytes
         kind=info.kind,
         stage_um=info.stage_um,
         exposure_ms=info.exposure_ms,
+        run=info.run,
+        place=dict(info.place),
     )
     return [_encode(header), raw_bytes, sr_bytes]
 

@@ -307,6 +307,7 @@ class Link:
                 server_ms=result.waited_ms + result.computed_ms,
                 round_trip_ms=(time.monotonic() - sent.at) * 1000,
                 used=frame.used,
+                kind=frame.kind,
                 frames=model.frames,
             )
         )
@@ -356,12 +357,16 @@ class Link:
             self._send_frame(dealer, frame, model)
 
     def _send_again(self, dealer: zmq.Socket[bytes], sent: _Sent) -> None:
-        """To the same model; a frame whose model the server holds no longer is the sender's again."""
-        if sent.model.sha256 in self._models:
+        """To the same model; a frame whose model the server holds no longer is the sender's again.
+
+        So is a live frame: nobody waits for it, what is seen now is newer.
+        """
+        if sent.model.sha256 in self._models and sent.frame.kind != "live":
             self._send_frame(dealer, sent.frame, sent.model)
             return
         del self._in_flight[sent.frame.seq]
-        self._sink.refused(sent.frame, "busy", f"{self.address} holds {sent.model.id} no longer")
+        why = "was away" if sent.frame.kind == "live" else f"holds {sent.model.id} no longer"
+        self._sink.refused(sent.frame, "busy", f"{self.address} {why}")
 
     def _send_frame(self, dealer: zmq.Socket[bytes], frame: Frame, model: ModelInfo) -> None:
         y, x = frame.pixels.shape

@@ -438,6 +438,25 @@ class VolumeReader:
         frames = math.prod(min(a, b - c) for a, b, c in zip(steps, sizes, starts, strict=True))
         return (index.get(POSITION, 0), starts), int(frames)
 
+    def stored_at(self, index: Mapping[str, int]) -> float | None:
+        """When the file of the frame's first chunk was last written, ``time.time()``; None where there is none.
+
+        Raises
+        ------
+        StoreError
+            When the index fits no frame of this volume.
+        """
+        array, where = self._at(index)
+        if array is None:
+            return None
+        steps = array.chunk_layout.write_chunk.shape
+        chunk = [i // step for i, step in zip((*where, 0, 0), steps, strict=True)]
+        file = Path(array.kvstore.path, "c", *map(str, chunk))  # the default keys of zarr v3
+        try:
+            return file.stat().st_mtime
+        except OSError:
+            return None
+
     def cuts(self) -> bool:
         """Whether a frame of the first position is stored in several chunks along y or x."""
         array = self._fresh(0)

@@ -30,11 +30,13 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from live_sr.config import DEFAULT_FEED, DEFAULT_PAGE_PORT
 from live_sr.errors import ConfigError
-from live_sr.view import render
 from live_sr.view.browser import Browser, Images, describe, report
-from live_sr.view.contrast import to_8bit
 from live_sr.view.guard import Guard, is_loopback
-from live_sr.view.watcher import OnShow, Past, Picture, Watcher
+from live_sr.view.history import History
+from live_sr.view.media import Media
+from live_sr.view.movie import Movies
+from live_sr.view.request import Ask
+from live_sr.view.watcher import OnShow, Past, Watcher
 
 STATIC = Path(__file__).parent / "static"
 MAX_BROWSERS = 16  # each may hold one encoded image: a bound on memory
@@ -76,12 +78,11 @@ class Pages:
             self._watcher.on_change = lambda: None
             self._workers.shutdown(wait=False, cancel_futures=True)
 
-        return Starlette(
+        app = Starlette(
             routes=[
                 Route("/", self.page),
                 Route("/healthz", self.healthz),
                 Route("/status.json", self.status),
-                Route("/snapshot.png", self.snapshot),
                 WebSocketRoute("/ws", self.browser),
                 *self._routes,
                 Mount("/static", StaticFiles(directory=STATIC)),
@@ -89,6 +90,8 @@ class Pages:
             middleware=[Middleware(Guard)],
             lifespan=lifespan,
         )
+        app.state.shown = self.shown  # for the routes that were added
+        return app
 
     async def page(self, request: Request) -> Response:
         """The page itself."""
@@ -111,14 +114,12 @@ class Pages:
         }
         return Response(msgspec.json.encode(content), media_type="application/json")
 
-    async def snapshot(self, request: Request) -> Response:
-        """Raw and super-resolved side by side, every pixel."""
-        on_show = self._watcher.on_show
-        if on_show.left is None:
-            return PlainTextResponse("no frame yet: start an acquisition, then ask again\n", status_code=404)
-        loop = asyncio.get_running_loop()
-        png = await loop.run_in_executor(self._workers, _snapshot, on_show, on_show.left)
-        return Response(png, media_type="image/png")
+    def shown(self, browser: str) -> tuple[OnShow, Ask]:
+        """What the page with this id shows, and how; for another id the newest, as a page begins."""
+        for page in self._browsers:
+            if page.id == browser and page.answered is not None:
+                return page.shown, page.answered
+        return self._watcher.on_show, Ask()
 
     async def browser(self, websocket: WebSocket) -> None:
         """One open page."""
@@ -148,23 +149,6 @@ class Pages:
 def _call_in(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
     with contextlib.suppress(RuntimeError):  # the loop has just closed: nobody is left to wake
         loop.call_soon_threadsafe(function)
-
-
-def _snapshot(on_show: OnShow, left: Picture) -> bytes:
-    right = on_show.right
-    size = left.frame.pixel_size_um
-    width = left.frame.shape[1]
-    return render.side_by_side(
-        render.Panel(to_8bit(left.pixels, on_show.window), f"low-dose, as acquired · frame {left.frame.seq}"),
-        render.Panel(
-            to_8bit(right.pixels, on_show.window) if right is not None else None,
-            f"computed image · {right.frame.model} · frame {right.frame.seq}"
-            if right is not None
-            else "no super-resolved frame yet",
-        ),
-        field_um=width * size if size is not None else None,
-        field_px=width,
-    )
 
 
 # -------------------------------------------------------------------- the process
@@ -197,7 +181,10 @@ def run(
         )
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(_listen(host, port))
-        watcher = stack.enter_context(Watcher(feed_address))
+        watcher = Watcher(feed_address)
+        history = History(watcher)
+        media = stack.enter_context(Media(history, Movies(history)))
+        stack.enter_context(watcher)
         at = f"[{host}]" if ":" in host else host
         url = f"http://{at}:{listener.getsockname()[1]}"
 
@@ -207,7 +194,7 @@ def run(
                 webbrowser.open(url)
 
         config = uvicorn.Config(
-            Pages(watcher).app(ready),
+            Pages(watcher, history, media.routes).app(ready),
             log_config=None,
             access_log=False,
             server_header=False,

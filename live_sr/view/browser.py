@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import struct
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from live_sr.view.request import Ask, Measure, PlaneName, read
 from live_sr.view.watcher import OnShow, Past, Picture, Watcher
 
 STATUS_S = 0.25  # how often a browser is told the counters, and that this process lives
+LOOK_AGAIN_S = 1.0  # how often it is looked whether the rest of an earlier frame has come
 KEPT_IMAGES = 16  # encoded images shared between browsers: two planes in a few contrasts and zooms
 
 LENGTH = struct.Struct("<I")  # bytes of the header before the images of one answer
@@ -52,15 +54,19 @@ class Browser:
         self, websocket: WebSocket, watcher: Watcher, images: Images, past: Past | None = None
     ) -> None:
         self.changed = asyncio.Event()
+        self.id = secrets.token_hex(4)  # told to the page, which names it when it asks for a file
+        self.answered: Ask | None = None
+        self.shown = OnShow()
         self._socket = websocket
         self._watcher = watcher
         self._images = images
         self._past = past
         self._ask: Ask | None = None
         self._measure: Measure | None = None
-        self._answered: Ask | None = None
-        self._shown = OnShow()
         self._has: dict[PlaneName, tuple[object, ...]] = {}  # what the page holds, by plane
+        # What is not there yet of the earlier frame that is asked for, and why; None: nothing is there.
+        self._lacks: dict[str, str] | None = {}
+        self._look_again_at = 0.0
 
     async def listen(self) -> None:
         """Take requests until the page closes. A request replaces one of its kind that still waits."""
@@ -94,25 +100,30 @@ class Browser:
         ask, on_show = self._ask, self._watcher.on_show
         if ask is None:
             return
-        if ask.again and self._shown.number:
-            on_show = self._shown
+        if ask.again and self.shown.number:
+            on_show = self.shown
         elif ask.at is not None:
-            if ask == self._answered:
+            told = ask == self.answered
+            if told and (self._lacks == {} or time.monotonic() < self._look_again_at):
                 return
+            self._look_again_at = time.monotonic() + LOOK_AGAIN_S
             earlier = await self._look_back(ask)
             if self._ask is not ask:  # the page has moved on meanwhile
                 self.changed.set()
                 return
+            lacked, self._lacks = self._lacks, dict(earlier.notes) if earlier is not None else None
+            if told and lacked == self._lacks:
+                return
             if earlier is None:
-                self._ask, self._answered = None, ask
+                self.answered = ask
                 await self._say({"missing": ask.at})
                 return
             on_show = earlier
-        elif self._number(on_show, ask) == self._number(self._shown, ask) and ask == self._answered:
+        elif self._number(on_show, ask) == self._number(self.shown, ask) and ask == self.answered:
             return
         if on_show.left is None and on_show.right is None:
             return
-        self._ask, self._answered, self._shown = None, ask, on_show
+        self._ask, self.answered, self.shown = None, ask, on_show
         await self._socket.send_bytes(await self._compose(ask, on_show))
 
     @staticmethod
@@ -150,10 +161,12 @@ class Browser:
         self._has = keys
         newest = next(iter(shows.values()))
         header: dict[str, Any] = {
+            "page": self.id,
             "at": ask.at,
+            "notes": on_show.notes,
             "window": newest.window,
             "range": newest.range,
-            "channels": sorted(on_show.channels),
+            "channels": sorted({*on_show.channels, *self._watcher.on_show.channels}),
             "shown": list(shows),
             "left": describe(newest.left) if newest.left is not None else None,
             "right": describe(newest.right) if newest.right is not None else None,
@@ -183,9 +196,9 @@ class Browser:
     async def _answer_measure(self) -> None:
         """Grey values of the frame that the page holds."""
         measure, self._measure = self._measure, None
-        if measure is None or self._answered is None:
+        if measure is None or self.answered is None:
             return
-        shows = compose.channels(self._shown, self._answered)
+        shows = compose.channels(self.shown, self.answered)
         answer: dict[str, Any] = {"id": measure.id, "point": None, "area": None}
         if measure.point is not None:
             answer["point"] = compose.grey_values(shows, *measure.point)
@@ -212,6 +225,7 @@ def describe(picture: Picture) -> dict[str, Any]:
         "session": frame.session,
         "seq": frame.seq,
         "index": frame.index,
+        "place": frame.place or frame.index,
         "channel": frame.channel,
         "field": frame.shape,
         "shape": picture.plane.shape,

@@ -64,6 +64,8 @@ class OnShow:
         Darkest and brightest value.
     channels : mapping
         The newest of each channel, this one included.
+    notes : mapping
+        By side, "left" or "right", why there is no picture, where more is known than that.
     """
 
     number: int = 0
@@ -74,6 +76,7 @@ class OnShow:
     source: Picture | None = None
     apart: tuple[Window, Window] | None = None
     channels: Mapping[str, OnShow] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 class _Channel:
@@ -151,6 +154,7 @@ class Watcher:
         self.failed = False  # the thread ended by an error of ours
         self.ignored = 0  # messages that were not understood
         self.on_change: Callable[[], None] = lambda: None  # called on the thread
+        self.on_frame: Callable[[Shown], None] = lambda shown: None  # likewise, with each frame, repeats too
         self._session: str | None = None
         self._channels: dict[str, _Channel] = {}  # the one shown last at the end
         self._ended = threading.Event()
@@ -226,6 +230,7 @@ class Watcher:
         while len(self._channels) >= CHANNELS:
             del self._channels[next(iter(self._channels))]
         self._channels[frame.channel] = channel
+        self.on_frame(shown)
         acquiring = self.status is not None and self.status.state == "acquiring"
         if not channel.take(shown, acquiring=acquiring):
             return

@@ -8,19 +8,23 @@ import re
 import signal
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import useq
 import zmq
 
 from live_sr.acquire.command import DEMO, INTERRUPTED, AcquireSettings, read_sequence, run_acquire
+from live_sr.client.control import ControlClient, Start
 from live_sr.client.feed import FeedStatus, decode
 from live_sr.client.volume import VolumeReader
 from live_sr.errors import InputError, LiveSRError, StoreError
 from live_sr.frame import Pixels
 from live_sr.upscaler import Bilinear
+from live_sr.wire.token import control_token
 from rig import SCALE, WAIT_S, Gated, assert_restored, serving
 from test_cli import live_sr
 from test_end_to_end import nobody
@@ -75,6 +79,34 @@ def test_the_command_itself_gives_the_exit_code(settings: AcquireSettings) -> No
     assert done.returncode == 3, done.stdout + done.stderr
     assert "NOT complete" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def start_when_awaited(address: str) -> FeedStatus:
+    """Press Start as the page does; what the feed said just before."""
+    with zmq.Context() as context, context.socket(zmq.SUB) as socket:
+        socket.subscribe(b"")
+        socket.connect(address)
+        while socket.poll(int(WAIT_S * 1000)):
+            said = decode(socket.recv())
+            if isinstance(said, FeedStatus) and said.control.start_awaited:
+                assert ControlClient(said.control.address, control_token()).request(Start()).ok
+                return said
+    raise AssertionError("nobody waited for Start")
+
+
+def test_it_waits_for_start_when_told_to_hold(settings: AcquireSettings) -> None:
+    address = nobody()
+    with serving() as server, ThreadPoolExecutor(1) as pool:
+        before = pool.submit(start_when_awaited, address)
+        assert run_acquire(replace(settings, view=address, hold=True, servers=(server.address,))) == 0
+        assert before.result(timeout=WAIT_S).counts["acquired"] == 0
+    assert_restored(settings.raw, settings.save, frames=6)
+
+
+@pytest.mark.parametrize("change", [{"view": None}, {"view": "tcp://127.0.0.1:*", "control": False}])
+def test_holding_needs_a_page_that_may_start(settings: AcquireSettings, change: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="--hold waits for Start on the page"):
+        run_acquire(replace(settings, hold=True, **change))
 
 
 def test_several_servers_share_the_work(settings: AcquireSettings) -> None:

@@ -114,6 +114,8 @@ def test_a_pair_arrives_as_it_was_shown(feed: Feed, viewer: Viewer) -> None:
             scale=4,
             deferred=True,
             latency_ms=90.5,
+            run=2,
+            place={"t": 8},
         ),
         raw,
         sr,
@@ -125,6 +127,7 @@ def test_a_pair_arrives_as_it_was_shown(feed: Feed, viewer: Viewer) -> None:
     assert (frame.session, frame.seq, frame.index, frame.shape) == ("s", 7, {"t": 3, "c": 1}, raw.shape)
     assert (frame.channel, frame.model, frame.scale, frame.deferred) == ("BSE", "em-x4", 4, True)
     assert (frame.pixel_size_um, frame.latency_ms) == (0.016, 90.5)
+    assert (frame.run, frame.place) == (2, {"t": 8})
     assert frame.age_ms >= 120
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from live_sr.client import journal as journals
-from live_sr.client.journal import End, Entry, Header, Journal, journal_path
+from live_sr.client.journal import End, Entry, Header, Journal, Lookup, journal_path
 from live_sr.errors import StoreError
 
 HEADER = Header(
@@ -237,3 +237,36 @@ def test_closing_again_does_nothing_and_a_closed_journal_takes_no_line(path: Pat
     journal.close()
     with pytest.raises(StoreError, match="is closed"):
         journal.append(HEADER)
+
+
+def test_a_lookup_finds_the_latest_line_of_a_place_while_the_journal_grows(path: Path) -> None:
+    moved = Entry(seq=1, index={"t": 0, "c": 1}, where={"t": 1}, status="saved")
+    write(path, HEADER, saved(0), moved)
+    lookup = Lookup(path)
+    assert lookup.find({"t": 0}) == saved(0)
+    assert lookup.header == HEADER
+    assert lookup.find({"t": 1}) == moved
+    assert lookup.find({"t": 2}) is None
+    again = Entry(seq=7, index={"t": 0}, status="failed", reason="lost")
+    write(path, again, saved(2))
+    assert lookup.find({"t": 0}) == again
+    assert lookup.find({"t": 2}) == saved(2)
+
+
+def test_a_lookup_waits_for_the_end_of_a_line_and_skips_damage(path: Path) -> None:
+    write(path, HEADER)
+    lookup = Lookup(path)
+    line = b'{"type":"frame","seq":3,"index":{"t":3},"status":"saved"}'
+    with path.open("ab") as file:
+        file.write(b"damage\n" + line[:20])
+    assert lookup.find({"t": 3}) is None
+    with path.open("ab") as file:
+        file.write(line[20:] + b"\n")
+    found = lookup.find({"t": 3})
+    assert found is not None
+    assert found.seq == 3
+
+
+def test_a_lookup_without_a_journal_is_an_error(path: Path) -> None:
+    with pytest.raises(StoreError, match="cannot be read"):
+        Lookup(path).find({"t": 0})

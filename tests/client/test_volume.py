@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -241,6 +242,7 @@ def test_a_reader_sees_frames_that_are_written_after_it_was_opened(tmp_path: Pat
     with VolumeReader(tmp_path / "raw.ome.zarr") as reader:
         index = {"t": 2, "c": 1}
         assert not reader.present(index)
+        assert reader.stored_at(index) is None
         with pytest.raises(StoreError, match="lies outside"):
             reader.read(index)
         for value in range(1, 7):
@@ -384,6 +386,7 @@ def test_chunks_shards_and_pyramids_of_other_programs_are_read(tmp_path: Path, a
     with VolumeReader(tmp_path / "other.zarr") as reader:
         for t in range(3):
             assert reader.present({"t": t})
+            assert reader.stored_at({"t": t}) == pytest.approx(time.time(), abs=300)
             np.testing.assert_array_equal(reader.read({"t": t}), pixels[t])
     assert reader.layout.axes == (
         Axis("t", 3, "time", 0.1, "second", 0.0),

@@ -8,16 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from PIL import Image
 
 from live_sr.errors import InputError
 from live_sr.view.contrast import AutoWindow, Window, grey_range, grey_window, to_8bit
-from live_sr.view.render import Encoding, Panel, encode, scale_bar, side_by_side
-
-
-def read(png: bytes) -> NDArray[np.uint8]:
-    return np.asarray(Image.open(io.BytesIO(png)))
+from live_sr.view.render import Encoding, encode, scale_bar
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
@@ -98,37 +93,6 @@ def test_an_encoded_image_reads_as_drawn(encoding: Encoding) -> None:
     assert Image.MIME[str(image.format)] == encoding
     difference = np.abs(np.asarray(image).astype(int) - grey)
     assert difference.max() <= (0 if encoding == "image/png" else 4)
-
-
-def test_a_snapshot_shows_each_raw_pixel_as_a_block() -> None:
-    raw = np.random.default_rng(0).integers(1, 255, (150, 160), dtype=np.uint8)
-    sr = np.random.default_rng(1).integers(1, 255, (600, 640), dtype=np.uint8)
-    image = read(side_by_side(Panel(raw, "raw"), Panel(sr, "sr"), field_um=2.0, field_px=160))
-    assert image.shape[0] == 600
-    middle = (slice(200, 400), slice(200, 400))  # free of labels
-    np.testing.assert_array_equal(image[:, :640][middle], np.repeat(np.repeat(raw, 4, 0), 4, 1)[middle])
-    np.testing.assert_array_equal(image[:, -640:][middle], sr[middle])
-
-
-def test_a_snapshot_is_labelled_on_the_image_and_its_bar_is_true() -> None:
-    grey = np.full((600, 800), 100, np.uint8)
-    image = read(side_by_side(Panel(grey, "low-dose"), Panel(None, "computed"), field_um=8.0, field_px=200))
-    for half in (image[:, :800], image[:, -800:]):
-        assert (half[:60, :300] == 255).sum() > 50, "text at the top left"
-        longest = max(len(run) for row in half for run in bytes((row == 255).astype(np.uint8)).split(b"\0"))
-        assert longest == 200, "2 µm of 8 µm in 800 pixels"
-
-
-def test_a_small_snapshot_is_enlarged_by_whole_pixels() -> None:
-    grey = np.arange(100 * 100, dtype=np.uint32).reshape(100, 100).astype(np.uint8)
-    image = read(side_by_side(Panel(grey, ""), Panel(grey, ""), field_um=None, field_px=100))
-    assert image.shape[0] == 600
-    np.testing.assert_array_equal(image[120:420:6, 120:420:6], grey[20:70, 20:70])
-
-
-def test_an_empty_snapshot_is_refused() -> None:
-    with pytest.raises(InputError):
-        side_by_side(Panel(None, ""), Panel(None, ""), field_um=None, field_px=1)
 
 
 @pytest.mark.parametrize(

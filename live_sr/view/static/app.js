@@ -15,7 +15,7 @@ const WIDE_PX = 1500;         // from this width the panel is open unless it was
 const BLINK_MS = 700;         // long enough to look, short enough to compare
 
 const $ = (id) => document.getElementById(id);
-const listeners = { status: [], frame: [], measured: [] };
+const listeners = { status: [], frame: [], missing: [], measured: [] };
 
 function side(name) {
   return { name, bitmap: null, area: null, image: null, meta: null, capturedAt: 0 };

@@ -155,7 +155,9 @@ function edges(page, canvas) {
 
 function sayWaiting(page, canvas, context, name) {
   let text = "";
-  if (!page.field) text = name === "right" ? "" : "waiting for the first frame";
+  const note = page.header?.notes?.[name];
+  if (note) text = note;
+  else if (!page.field) text = name === "right" ? "" : "waiting for the first frame";
   else if (name !== "left" && !page.side("right").meta) text = "waiting for the first super-resolved frame";
   else if (name === "difference" && page.header && !page.header.images.difference) text = "no frame of which both images are here";
   context.font = "15px system-ui, sans-serif";

@@ -32,7 +32,7 @@ export function connect(page) {
       return;
     }
     const said = JSON.parse(event.data);
-    if (said.missing) page.say("that frame is not stored yet", "warn");
+    if (said.missing) page.tell("missing", said.missing);
     else if (said.measured) page.tell("measured", said.measured);
     else {
       page.report = { ...said, at: performance.now() };
