@@ -239,17 +239,36 @@ def view(
     host: Annotated[str, typer.Option(help="Listen on this address.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Listen on this port; 0 takes a free one.")] = DEFAULT_PAGE_PORT,
     browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = False,
+    server: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Inference server for files that are dropped on the page.")
+    ] = "",
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="File with the token for control, uploads and other machines; else it is your own."),
+    ] = None,
+    max_upload_mb: Annotated[int, typer.Option(min=1, help="Largest file, also when unpacked.")] = 2048,
     desktop: Annotated[
         Literal["qt", "ndv", "napari"] | None, typer.Option(help="Open a window of this kind, and no page.")
     ] = None,
 ) -> None:
-    """Show a running acquisition in the browser, or in a window."""
+    """Show a running acquisition in the browser, and enhance files that are dropped on the page.
+
+    With --desktop: show it in a window instead.
+    """
     if desktop is not None:
         importlib.import_module(f"live_sr.view.{desktop}").run(feed)
         return
     from live_sr.view.app import run
 
-    run(feed, host=host, port=port, open_browser=browser)
+    run(
+        feed,
+        host=host,
+        port=port,
+        open_browser=browser,
+        server=server,
+        token_file=token_file,
+        max_upload_mb=max_upload_mb,
+    )
 
 
 @command

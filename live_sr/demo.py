@@ -31,7 +31,8 @@ from live_sr.acquire.closing import numbers, print_report
 from live_sr.acquire.report import SessionReport
 from live_sr.acquire.session import LiveSR
 from live_sr.client.volume import VolumeReader
-from live_sr.errors import InputError, LiveSRError, StoreError
+from live_sr.errors import ConfigError, InputError, LiveSRError, StoreError
+from live_sr.wire.token import control_token
 
 if TYPE_CHECKING:
     from pymmcore_plus import CMMCorePlus
@@ -115,7 +116,12 @@ def run_demo(settings: DemoSettings) -> int:
         )
         console.print(f"  {server}", highlight=False)
         sr = stack.enter_context(
-            LiveSR(address, save=sr_path, view="tcp://127.0.0.1:*" if settings.view else None)
+            LiveSR(
+                address,
+                save=sr_path,
+                view="tcp://127.0.0.1:*" if settings.view else None,
+                control="tcp://127.0.0.1:*" if settings.view and _token() else None,
+            )
         )
         if settings.view:
             assert sr.view_address is not None
@@ -128,9 +134,16 @@ def run_demo(settings: DemoSettings) -> int:
                     sr.view_address,
                     "--port",
                     str(settings.port),
+                    "--server",
+                    address,
                 )
             )
             console.print(f"[bold green]watch it at {page}[/]")
+            if token := _token():
+                from live_sr.view.access import Access
+
+                where = f"{page}{Access(token).fragment()}"
+                console.print(f"control it and drop files on it at {where}", soft_wrap=True, highlight=False)
         for doubt in sr.preflight(microscope.sequence, microscope.core, raw=raw_path):
             console.print(f"[yellow]{doubt}[/]")
         sr.attach(microscope.core)
@@ -335,6 +348,14 @@ def _draw_comparison(compared: _Compared, path: Path, settings: DemoSettings) ->
 # -------------------------------------------------------------------- processes
 
 
+def _token() -> str:
+    """Of this user; empty where none can be had: then one can watch, and the page's log says why no more."""
+    try:
+        return control_token()
+    except ConfigError:
+        return ""
+
+
 def _free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -357,6 +378,7 @@ def _process(log: Path, ready: str, *command: str) -> Iterator[str]:
 
     def listen() -> None:
         assert process.stdout is not None
+        log.touch(0o600)  # the page's has its token
         with log.open("w", encoding="utf-8") as file:
             for line in process.stdout:
                 file.write(line)

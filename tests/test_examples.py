@@ -58,6 +58,13 @@ def test_positions_z_stack(server: ServerProcess, tmp_path: Path) -> None:
         assert volume.shape[-4:] == (2, 3, 1024, 1024)
 
 
+def test_live_mode(server: ServerProcess, tmp_path: Path) -> None:
+    said = run("live_mode.py", server, tmp_path)
+    assert said.count("live: 1024 x 1024") >= 5
+    assert said.count("snap: 1024 x 1024") == 1
+    assert "failed=0" in said
+
+
 def test_analyse(server: ServerProcess, tmp_path: Path) -> None:
     run("analyse.py", server, tmp_path)
     lines = (tmp_path / "sharpness.csv").read_text().splitlines()

@@ -1170,8 +1170,8 @@ class LiveSR:
             kind=record.kind,
             stage_um=_stage_um(record.meta),
             exposure_ms=_number(record.meta.get("exposure_ms")),
-            run=record.run.number,
-            place=record.place,
+            run=record.run.number if isinstance(record, Record) else 0,
+            place=record.place if isinstance(record, Record) else {},
         )
 
     def _status(self, state: RunState) -> FeedStatus:

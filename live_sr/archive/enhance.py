@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from live_sr import __version__
-from live_sr.archive.masks import Masks
-from live_sr.archive.stacks import Stacks
 from live_sr.client.convert import Noted, annotation
 from live_sr.client.images import SUFFIXES, check_target, format_of, open_source, write_image
+from live_sr.client.masks import Masks
+from live_sr.client.stacks import Stacks
 from live_sr.client.store import STATEMENT, SRStore
 from live_sr.client.volume import VolumeLayout, shown
 from live_sr.errors import InputError, RemoteError, StoreError
@@ -119,7 +119,7 @@ def enhance(
     upscaler : Upscaler
         The engine, or a server.
     missing : Path, optional
-        Mask of the pixels that are missing, see :class:`live_sr.archive.masks.Masks`: those are filled.
+        Mask of the pixels that are missing, see :class:`live_sr.client.masks.Masks`: those are filled.
     fill : bool
         Fill the frames that are not in `source` at all: skipped, lost, or never acquired.
 

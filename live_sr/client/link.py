@@ -412,10 +412,21 @@ class RemoteUpscaler:
     ----------
     timeout : float
         Seconds to wait for the server, and for each frame, before giving up with a clear error.
+    connect_timeout : float, optional
+        Another time for the server alone.
     """
 
-    def __init__(self, address: str, *, session: str, model: str = "", timeout: float = 30.0) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        session: str,
+        model: str = "",
+        timeout: float = 30.0,
+        connect_timeout: float | None = None,
+    ) -> None:
         self._timeout = timeout
+        self._closed = False
         self._box: list[Frame] = []
         self._answer: Restored | RemoteError | None = None
         self._changed = threading.Condition()
@@ -423,13 +434,13 @@ class RemoteUpscaler:
         self._link = Link(address, session=session, source=self, sink=self, model=model, accept=self._same)
         self._pinned: ModelInfo | None = None
         self._link.start()
-        ready = self._link.wait_ready(timeout)
+        ready = self._link.wait_ready(timeout if connect_timeout is None else connect_timeout)
         status = self._link.status
         if not ready or status.model is None:
             self._link.stop()
             raise LiveSRError(
                 f"no server to work with at {address}: {status.detail}. "
-                "Start one with `live-sr serve`, or leave out --server to compute here"
+                "Start one with `live-sr serve`; `live-sr enhance` without --server needs none"
             )
         m = status.model
         self._info = UpscalerInfo(
@@ -458,6 +469,11 @@ class RemoteUpscaler:
         """The server's model."""
         return self._info
 
+    @property
+    def status(self) -> LinkStatus:
+        """Of the link to the server: whether it still answers."""
+        return self._link.status
+
     def warm(self, shapes: Sequence[tuple[int, int]]) -> None:
         """Nothing to do: the server is warm before it is ready."""
 
@@ -471,12 +487,17 @@ class RemoteUpscaler:
         RemoteError
             When the server refuses a frame.
         LiveSRError
-            When it does not answer in time.
+            When it does not answer in time, holds another model now, or :meth:`close` was called meanwhile.
         """
         return [self._one(pixels) for pixels in frames]
 
     def close(self) -> None:
-        """End the session."""
+        """End the session. From another thread it ends a call that waits; may be called twice."""
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = True
+            self._changed.notify_all()
         self._link.stop()
 
     def _one(self, pixels: Pixels) -> Pixels:
@@ -496,13 +517,18 @@ class RemoteUpscaler:
             raise answer
         if answer is None:
             status = self._link.status
+            if self._closed or status.state == "refused":
+                raise LiveSRError(f"{status.address} computes no more frames of this: {status.detail}")
             raise LiveSRError(f"{status.address} did not answer within {self._timeout:g} s: {status.detail}")
         return answer.pixels
 
     def _wait(self) -> Restored | RemoteError | None:
         with self._changed:
-            self._changed.wait_for(lambda: self._answer is not None, self._timeout)
+            self._changed.wait_for(self._decided, self._timeout)
             return self._answer
+
+    def _decided(self) -> bool:
+        return self._answer is not None or self._closed or self._link.status.state == "refused"
 
     # Source and Sink of the link, on its thread
 
@@ -526,7 +552,9 @@ class RemoteUpscaler:
                 self._changed.notify_all()
 
     def link_changed(self, link: Link) -> None:
-        """Nothing to do: a lost server shows as a missing answer."""
+        """Look again: a lost server shows as a missing answer, one with another model ends the wait."""
+        with self._changed:
+            self._changed.notify_all()
 
     def _same(self, models: tuple[ModelInfo, ...]) -> str | None:
         if self._pinned is None:

@@ -1,14 +1,15 @@
 """`live-sr view`: shows the newest frames in browsers. Knows no camera and no model; stores nothing.
 
 One thread reads the feed and keeps the newest; each browser asks for an image when it has drawn the last one,
-so a slow browser sees fewer frames and delays nobody. Images are encoded once and shared. Only this machine is
-served, and only its own page: requests under another host name or from another site's page are refused.
+so a slow browser sees fewer frames and delays nobody. Images are encoded once and shared. Who may watch and who
+may do more, `access` decides.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 import threading
@@ -30,13 +31,20 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from live_sr.config import DEFAULT_FEED, DEFAULT_PAGE_PORT
 from live_sr.errors import ConfigError
+from live_sr.view.access import Access, is_loopback
 from live_sr.view.browser import Browser, Images, describe, report
-from live_sr.view.guard import Guard, is_loopback
+from live_sr.view.control import Commands
+from live_sr.view.guard import Guard
 from live_sr.view.history import History
+from live_sr.view.jobs import MAX_UPLOAD_MB, Jobs
 from live_sr.view.media import Media
 from live_sr.view.movie import Movies
 from live_sr.view.request import Ask
+from live_sr.view.upload import Uploads
 from live_sr.view.watcher import OnShow, Past, Watcher
+from live_sr.wire.token import control_token, read_token
+
+log = logging.getLogger(__name__)
 
 STATIC = Path(__file__).parent / "static"
 MAX_BROWSERS = 16  # each may hold one encoded image: a bound on memory
@@ -56,10 +64,19 @@ class Pages:
         Where earlier frames are looked up; without one a page shows the newest only.
     routes : sequence of routes
         More to serve: files, commands. They pass the guard as all others.
+    access : Access, optional
+        Who may do what; without it this machine may watch.
     """
 
-    def __init__(self, watcher: Watcher, past: Past | None = None, routes: Sequence[BaseRoute] = ()) -> None:
+    def __init__(
+        self,
+        watcher: Watcher,
+        past: Past | None = None,
+        routes: Sequence[BaseRoute] = (),
+        access: Access | None = None,
+    ) -> None:
         self._watcher = watcher
+        self._access = access or Access()
         self._past = past
         self._routes = tuple(routes)
         self._workers = ThreadPoolExecutor(ENCODERS, thread_name_prefix="live-sr image")
@@ -84,10 +101,11 @@ class Pages:
                 Route("/healthz", self.healthz),
                 Route("/status.json", self.status),
                 WebSocketRoute("/ws", self.browser),
+                *self._access.routes(),
                 *self._routes,
                 Mount("/static", StaticFiles(directory=STATIC)),
             ],
-            middleware=[Middleware(Guard)],
+            middleware=[Middleware(Guard, access=self._access)],
             lifespan=lifespan,
         )
         app.state.shown = self.shown  # for the routes that were added
@@ -160,41 +178,55 @@ def run(
     host: str = "127.0.0.1",
     port: int = DEFAULT_PAGE_PORT,
     open_browser: bool = False,
+    server: str = "",
+    token_file: Path | None = None,
+    max_upload_mb: int = MAX_UPLOAD_MB,
 ) -> None:
     """Serve the page until Ctrl-C or SIGTERM; prints its address when it can be opened.
 
     Parameters
     ----------
+    host : str
+        Where it is not this machine alone, nobody sees anything without the token.
     port : int
         0 takes a free one.
+    server : str
+        Inference server for files that are dropped on the page; empty: none are taken.
+    token_file : Path, optional
+        Token of this page; by default it is the user's, see :func:`live_sr.wire.token.control_token`.
+    max_upload_mb : int
+        Largest file, also when unpacked.
 
     Raises
     ------
     ConfigError
-        When `host` is not this machine, the port is taken, or the feed's address is malformed.
+        When the port is taken, an address is malformed, or other machines are served and there is no token.
     """
-    if not is_loopback(host):
-        raise ConfigError(
-            f"refusing to serve the page on {host}: it has no passwords, anyone on the network could watch. "
-            "Serve it on 127.0.0.1 and open it from elsewhere through an SSH tunnel "
-            "(ssh -L 8765:127.0.0.1:8765 this-machine)"
-        )
     with contextlib.ExitStack() as stack:
+        control, token = _tokens(token_file, host)
         listener = stack.enter_context(_listen(host, port))
+        access = Access(token, host, listener.getsockname()[1])
         watcher = Watcher(feed_address)
         history = History(watcher)
         media = stack.enter_context(Media(history, Movies(history)))
         stack.enter_context(watcher)
-        at = f"[{host}]" if ":" in host else host
-        url = f"http://{at}:{listener.getsockname()[1]}"
+        jobs = stack.enter_context(Jobs(server, max_bytes=max_upload_mb * 2**20)) if server else None
+        routes = [
+            *media.routes,
+            *Commands(lambda: (watcher.status, watcher.silent_s), control).routes(),
+            *Uploads(jobs).routes(),
+        ]
+        url = f"http://{_shown(host)}:{listener.getsockname()[1]}"
 
         def ready() -> None:
             print(f"page ready: {url}", flush=True)
+            if token:
+                print(f"to control: {url}{access.fragment()}", flush=True)
             if open_browser:
-                webbrowser.open(url)
+                webbrowser.open(f"{url}{access.fragment_once()}" if token else url)
 
         config = uvicorn.Config(
-            Pages(watcher, history, media.routes).app(ready),
+            Pages(watcher, history, routes=routes, access=access).app(ready),
             log_config=None,
             access_log=False,
             server_header=False,
@@ -202,10 +234,43 @@ def run(
             ws="websockets-sansio",
             ws_max_size=MAX_REQUEST,
             ws_per_message_deflate=False,  # images do not compress
+            proxy_headers=False,  # or whoever guesses tokens could say each time to be another
             timeout_graceful_shutdown=STOP_S,
         )
         with _stopping_quietly():
             uvicorn.Server(config).run(sockets=[listener])
+
+
+def _tokens(file: Path | None, host: str) -> tuple[str, str]:
+    """Of the acquisition's control channel, and of this page; empty where there is none.
+
+    Raises
+    ------
+    ConfigError
+        When other machines are to be served and there is no token.
+    """
+    control = ""
+    try:
+        control = control_token()
+    except ConfigError as e:
+        if file is None and not is_loopback(host):
+            raise
+        log.warning("this page cannot control an acquisition: %s", e)
+    if not is_loopback(host):
+        log.warning(
+            "the page is served on %s without encryption: its token and its images can be read on the network. "
+            "Where you do not trust it, serve on 127.0.0.1 and use an SSH tunnel "
+            "(ssh -L 8765:127.0.0.1:8765 this-machine)",
+            host,
+        )
+    return control, read_token(file) if file is not None else control
+
+
+def _shown(host: str) -> str:
+    """The host as it is opened: where all addresses are served, by this machine's name."""
+    if host in ("0.0.0.0", "::"):
+        return socket.gethostname()
+    return f"[{host}]" if ":" in host else host
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -32,13 +32,27 @@ def control_token() -> str:
     try:
         if not path.exists():
             _make(path)
+    except OSError as e:
+        raise ConfigError(
+            f"the token of the control channel cannot be made at {path}: {e.strerror}. "
+            f"Set {VARIABLE} to a secret of your own instead"
+        ) from e
+    return read_token(path)
+
+
+def read_token(path: Path) -> str:
+    """The token in a file.
+
+    Raises
+    ------
+    ConfigError
+        When it is too short or too long, or the file cannot be read, or others can read it.
+    """
+    try:
         _refuse_open(path)
         return _checked(path.read_text(encoding="utf-8", errors="replace").strip(), str(path))
     except OSError as e:
-        raise ConfigError(
-            f"the token of the control channel cannot be read or made at {path}: {e.strerror}. "
-            f"Set {VARIABLE} to a secret of your own instead"
-        ) from e
+        raise ConfigError(f"the token cannot be read at {path}: {e.strerror}") from e
 
 
 def token_path() -> Path:
@@ -84,8 +98,8 @@ def _refuse_open(path: Path) -> None:
     status = path.stat()
     if status.st_mode & 0o077 or status.st_uid != os.getuid():
         raise ConfigError(
-            f"{path} can be read by others, or is not yours: anyone could steer the microscope. Delete it, a "
-            "new one is made"
+            f"{path} can be read by others, or is not yours: anyone could steer the microscope. Delete it and "
+            "make a new one (the user's own is made by itself)"
         )
 
 

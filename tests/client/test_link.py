@@ -308,6 +308,39 @@ def test_remote_upscaler_names_the_missing_server() -> None:
         RemoteUpscaler("tcp://127.0.0.1:9", session="r", timeout=0.2)
 
 
+def test_remote_upscaler_that_is_closed_ends_the_call_that_waits() -> None:
+    gate = Gated()
+    with serving(gate) as server, RemoteUpscaler(server.address, session="r") as remote:
+        ended: queue.Queue[Exception] = queue.Queue()
+
+        def wait() -> None:
+            try:
+                remote.upscale([frame(0).pixels])
+            except LiveSRError as e:
+                ended.put(e)
+
+        caller = threading.Thread(target=wait)
+        caller.start()
+        while remote.status.in_flight == 0:
+            threading.Event().wait(0.01)
+        remote.close()
+        assert "computes no more frames of this" in str(ended.get(timeout=WAIT_S))
+        caller.join(timeout=WAIT_S)
+        gate.open()
+
+
+def test_remote_upscaler_waits_in_vain_for_no_other_model() -> None:
+    gate = Gated()
+    with contextlib.ExitStack() as second, contextlib.ExitStack() as first:
+        server = first.enter_context(serving(gate))
+        remote = second.enter_context(RemoteUpscaler(server.address, session="r"))
+        gate.open()
+        first.close()
+        second.enter_context(serving(Brighter(3), server.address))
+        with pytest.raises(LiveSRError, match=r"computes no more frames of this: .* the server holds plus-3"):
+            remote.upscale([frame(0).pixels])
+
+
 def test_remote_upscaler_passes_a_refusal_on() -> None:
     class Broken(Bilinear):
         def upscale(self, frames: Sequence[Pixels]) -> list[Pixels]:

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from live_sr.archive.masks import Masks
 from live_sr.client.images import ImageSource, neighbour_axis
+from live_sr.client.masks import Masks
 from live_sr.errors import StoreError
 from live_sr.frame import Pixels, stacked
 from live_sr.holes import Missing
