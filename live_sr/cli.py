@@ -251,10 +251,7 @@ def view(
         Literal["qt", "ndv", "napari"] | None, typer.Option(help="Open a window of this kind, and no page.")
     ] = None,
 ) -> None:
-    """Show a running acquisition in the browser, and enhance files that are dropped on the page.
-
-    With --desktop: show it in a window instead.
-    """
+    """Show a running acquisition in the browser, or in a window; enhance files that are dropped on the page."""
     if desktop is not None:
         importlib.import_module(f"live_sr.view.{desktop}").run(feed)
         return

@@ -108,8 +108,7 @@ def run_demo(settings: DemoSettings) -> int:
                 "serve",
                 "--bind",
                 address,
-                "--model",
-                settings.model,
+                *(part for model in _models(settings) for part in ("--model", model)),
                 "--warm",
                 shape,
             )
@@ -166,6 +165,14 @@ def run_demo(settings: DemoSettings) -> int:
         console.print(f"[bold red]the acquisition did not run to its end: {ended}[/]")
         return 1
     return 0 if report.sr_complete else 3
+
+
+def _models(settings: DemoSettings) -> list[str]:
+    """What the server holds: with a page also the small model of the same kind, to change over to."""
+    from live_sr.model.artifact import shipped
+
+    small = f"{settings.model}-nano"
+    return [settings.model, small] if settings.view and small in shipped() else [settings.model]
 
 
 # -------------------------------------------------------------------- microscope

@@ -461,7 +461,7 @@ class LiveSR:
         """What a viewer is told beside the frames: counters, rates, server, alarms."""
         if self.report is not None:
             return self._status("finished")
-        acquiring = self._acquiring() or self._lane.raw_rate.recent()
+        acquiring = self._acquiring() or bool(self._lane.raw_rate.recent())
         return self._status("acquiring" if acquiring else "draining")
 
     @property
