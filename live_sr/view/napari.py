@@ -67,6 +67,9 @@ class Layers(SourceWidget):
             self._layers[side] = self._viewer.add_image(
                 picture.pixels, colormap="gray", contrast_limits=_contrast(picture), **told
             )
+            layers, above = self._viewer.layers, self._layers.get("sr")
+            if side == "raw" and above in layers:  # it was deleted, and comes back
+                layers.move(len(layers) - 1, layers.index(above))
             return
         if layer not in self._viewer.layers:
             return

@@ -103,7 +103,7 @@ class SRViewer(SourceWidget):
 
     Examples
     --------
-    >>> viewer = SRViewer(sr)  # or SRViewer("tcp://127.0.0.1:5757")  # doctest: +SKIP
+    >>> viewer = SRViewer(sr)  # or SRViewer("tcp://127.0.0.1:5756")  # doctest: +SKIP
     >>> viewer.show()  # doctest: +SKIP
     """
 

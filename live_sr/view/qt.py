@@ -67,7 +67,7 @@ class SourceWidget(QWidget):
         self._looks = 0
 
         self.address = QLineEdit(DEFAULT_FEED)
-        self.address.setToolTip("The feed's address: view= of the session, or what `live-sr acquire` prints")
+        self.address.setToolTip("The feed's address: view= of the session, or --view of live-sr acquire")
         self.address.returnPressed.connect(self._connect_or_leave)
         self.button = QPushButton("Connect")
         self.button.clicked.connect(self._connect_or_leave)

@@ -215,6 +215,7 @@ class Listener:
             deferred=computed["deferred"] if computed is not None else False,
             age_ms=max(0.0, arrived.at * 1000 - computed["captured_ns"] / 1e6) if computed is not None else 0.0,
             latency_ms=computed["latency_ms"] if computed is not None else None,
+            kind=computed.get("kind", "sequence") if computed is not None else "sequence",
         )
         side = "sr" if computed is not None else "raw"
         return Picture((side, arrived.number), pixels, plane, frame, arrived.at)

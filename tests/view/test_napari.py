@@ -144,6 +144,11 @@ def test_a_deleted_layer_stays_away_until_the_next_connect(feed: Feed, widget: L
     until(lambda: feed.watched)
     show(feed, viewer, 2)
     assert [layer.name for layer in viewer.layers] == [RAW, SR]
+    del viewer.layers[RAW]
+    widget.watch(feed.address)
+    until(lambda: feed.watched)
+    show(feed, viewer, 3)
+    assert [layer.name for layer in viewer.layers] == [RAW, SR], "raw lies below"
 
 
 def test_a_session_of_this_process_is_shown_with_its_raw_frames(
