@@ -79,25 +79,31 @@ def degraded(
     """Degrade (n, frames, scale * Y, scale * X), and punch holes into what the middle one became."""
     middle = frames.shape[1] // 2
     truth = frames[:, middle : middle + 1]
-    raw = _repeat_inwards(frames, crappifier(frames, scale, generator))
+    raw = _same_noise(frames, crappifier(frames, scale, generator))
     if holes is not None:
         # Beyond the end of a stack the middle frame itself is repeated, and must not show what it lacks.
         raw = punch(raw, (frames == truth).flatten(2).all(-1), holes, generator)
     return Batch(raw, truth)
 
 
-def _repeat_inwards(frames: Tensor, raw: Tensor) -> Tensor:
-    """A frame that stands in for its neighbour brings its own noise along, as in use.
+def _same_noise(frames: Tensor, raw: Tensor) -> Tensor:
+    """A frame that stands in for another brings its own noise along, as in use.
 
     With noise of its own each time it would look like another look at the same place, which is there to be
     averaged: a network that learnt so restores the ends of a series worse than one that sees single frames.
     """
     middle = raw.shape[1] // 2
     seen = [raw[:, k : k + 1] for k in range(raw.shape[1])]
-    for k in (*reversed(range(middle)), *range(middle + 1, len(seen))):
-        inner = k + 1 if k < middle else k - 1
-        repeated = (frames[:, k] == frames[:, inner]).flatten(1).all(1)[:, None, None, None]
-        seen[k] = torch.where(repeated, seen[inner], seen[k])
+
+    def take(k: int, other: int) -> None:
+        same = (frames[:, k] == frames[:, other]).flatten(1).all(1)[:, None, None, None]
+        seen[k] = torch.where(same, seen[other], seen[k])
+
+    for distance in range(1, middle + 1):
+        before, after = middle - distance, middle + distance
+        take(before, before + 1)
+        take(after, after - 1)
+        take(before, after)
     return torch.cat(seen, 1)
 
 

@@ -403,8 +403,8 @@ def read_images(path: Path, *, channel: int | None = None, value_range: Range | 
 def coarse_layout(path: Path, images: Sequence[Pixels], scale: int) -> VolumeLayout:
     """Axes and pixel size of images that were made of the planes of a file, `scale` of their pixels to a side.
 
-    Where planes of the file are missing, or they are not time points and sections of one position, the images are
-    a mere stack.
+    Where planes of the file are missing, or they are not time points and sections of one position, the images
+    are a mere stack.
     """
     source = open_source(path, READABLE)
     layout = source.layout
