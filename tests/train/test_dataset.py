@@ -213,7 +213,7 @@ def test_neighbours_are_time_points_for_a_network_of_time_points(tmp_path: Path)
         tmp_path / "a.ome.tif", np.stack(numbered(6)).reshape(3, 2, 16, 16), metadata={"axes": "TZYX"}
     )
     pools, _ = load_pools([Source(name="s", files="*", stack=True)], [tmp_path], neighbours="t")
-    expected = {(0, 0, 2), (0, 2, 4), (2, 4, 4), (1, 1, 3), (1, 3, 5), (3, 5, 5)}
+    expected = {(2, 0, 2), (0, 2, 4), (2, 4, 2), (3, 1, 3), (1, 3, 5), (3, 5, 3)}
     assert drawn(Crops(pools, 8, AS_IT_IS, frames=3), 200) == expected
 
 
@@ -222,7 +222,7 @@ def test_images_without_neighbours_are_left_out_and_counted(caplog: pytest.LogCa
     lonely = Pool("lonely", 9.0, [*numbered(1, 200)], stack=True)
     with caplog.at_level(logging.WARNING):
         crops = Crops([stack_pool(3), single, lonely], 8, AS_IT_IS, frames=3)
-    assert drawn(crops) == {(0, 0, 1), (0, 1, 2), (1, 2, 2)}
+    assert drawn(crops) == {(1, 0, 1), (0, 1, 2), (1, 2, 1)}
     assert "single: 3 of 3 images have no neighbour, which 3 frames need" in caplog.text
     assert "lonely: 1 of 1 images have no neighbour" in caplog.text
     assert {row[0] for row in drawn(Crops([single, lonely], 8, AS_IT_IS))} == {100, 101, 102, 200}
