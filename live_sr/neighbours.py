@@ -2,7 +2,8 @@
 
 A series is what differs along one axis only: time points, or adjacent sections, of one channel at one position
 of one camera. A model of `frames` frames restores the middle one of them; at the ends of a series, and where
-frames are missing, what there is takes the place of what there is not.
+frames are missing, the frame as far away on the other side takes the place of what there is not: it is another
+look at the specimen, which a frame shown twice in a row is not.
 """
 
 from __future__ import annotations
@@ -42,11 +43,19 @@ def surround(centre: T, frames: int, at: Callable[[int], T | None]) -> list[T]:
     Parameters
     ----------
     at : callable
-        ``(offset) -> neighbour``, None where there is none: the next one towards the centre stands in for it.
+        ``(offset) -> neighbour``, None where there is none. Then the one at ``-offset`` stands in for it, or
+        where that is missing as well, the next one towards the centre.
     """
     around = [centre]
     for offset in range(1, frames // 2 + 1):
         before, after = at(-offset), at(offset)
-        around.insert(0, around[0] if before is None else before)
-        around.append(around[-1] if after is None else after)
+        first, last = around[0], around[-1]
+        around.insert(0, _first_of(before, after, first))
+        around.append(_first_of(after, before, last))
     return around
+
+
+def _first_of(wanted: T | None, opposite: T | None, inner: T) -> T:
+    if wanted is not None:
+        return wanted
+    return inner if opposite is None else opposite

@@ -40,6 +40,7 @@ from rig import (  # noqa: F401  mmc is a fixture
     mmc,
     serving,
 )
+from series import seen
 from test_end_to_end import Faulty, assert_clean, frames, nobody, paths
 from tiny import record_of
 
@@ -62,26 +63,24 @@ AXES: dict[str, str | None] = {
 }
 
 
-def expected(raw: Path, axis: str | None, seen: int) -> dict[tuple[tuple[str, int], ...], NDArray[Any]]:
-    """What the stand-in makes of each frame on disk, by the definition: ends are repeated, no frame missing."""
+def expected(raw: Path, axis: str | None, frames: int) -> dict[tuple[tuple[str, int], ...], NDArray[Any]]:
+    """What the stand-in makes of each frame on disk, by the definition; no frame is missing."""
     with VolumeReader(raw) as reader:
         indices = list(reader.indices())
         low = {tuple(index.items()): reader.read(index) for index in indices}
     made = {}
     for index in indices:
-        stack = []
-        for offset in range(-(seen // 2), seen // 2 + 1):
-            beside = dict(index)
-            if axis is not None:
-                last = max(other[axis] for other in indices)
-                beside[axis] = min(max(index[axis] + offset, 0), last)
-            stack.append(low[tuple(beside.items())])
-        made[tuple(index.items())] = bilinear(np.stack(stack), SCALE)
+        around = [index] * frames
+        if axis is not None:
+            n = 1 + max(other[axis] for other in indices)
+            around = [{**index, axis: i} for i in seen(index[axis], frames, range(n))]
+        stack = np.stack([low[tuple(beside.items())] for beside in around])
+        made[tuple(index.items())] = bilinear(stack, SCALE)
     return made
 
 
-def assert_restored(raw: Path, sr: Path, axis: str | None, seen: int) -> None:
-    wanted = expected(raw, axis, seen)
+def assert_restored(raw: Path, sr: Path, axis: str | None, frames: int) -> None:
+    wanted = expected(raw, axis, frames)
     with VolumeReader(sr) as high:
         for at, pixels in wanted.items():
             np.testing.assert_array_equal(high.read(dict(at)), pixels, err_msg=str(at))
@@ -174,13 +173,11 @@ def test_a_frame_comes_out_when_its_look_ahead_is_in_and_says_so(mmc: CMMCorePlu
     assert_clean(report, 6)
     assert [t for t, _ in got[:4]] == [0, 1, 2, 3]
     for t, said in got:
-        assert said["used"] == {"t": (max(t - 1, 0), t, min(t + 1, 5))}
+        assert said["used"] == {"t": tuple(seen(t, 3, range(6)))}
         assert (said["frames"], said["look_ahead"], said["deferred"]) == (3, 1, False)
     assert 0 < report.look_ahead_ms.p50 <= report.latency_ms.p50
     lines = journal.read(journal_path(sr_path)).frames
-    assert {n: e.used for n, e in lines.items()} == {
-        t: {"t": (max(t - 1, 0), t, min(t + 1, 5))} for t in range(6)
-    }
+    assert {n: e.used for n, e in lines.items()} == {t: {"t": tuple(seen(t, 3, range(6)))} for t in range(6)}
 
 
 def test_what_the_look_ahead_costs_is_said_before_anything_is_exposed(mmc: CMMCorePlus, tmp_path: Path) -> None:
@@ -208,9 +205,9 @@ def test_skipped_frames_are_bridged_as_offline(mmc: CMMCorePlus, tmp_path: Path,
     assert_clean(sr.report, 3)
     used = {e.index["t"]: (e.used or {})["t"] for e in journal.read(journal_path(sr_path)).frames.values()}
     if skipped == 2:
-        assert used == {0: (0, 0, 1), 1: (0, 1, 1), 3: (3, 3, 3)}
+        assert used == {0: (1, 0, 1), 1: (0, 1, 0), 3: (3, 3, 3)}
     else:
-        assert used == {0: (0, 0, 1), 1: (0, 1, 2), 2: (1, 2, 2)}
+        assert used == {0: (1, 0, 1), 1: (0, 1, 2), 2: (1, 2, 1)}
     assert_same_offline(raw, sr_path, model)
 
 
@@ -296,8 +293,8 @@ def test_deferred_frames_get_the_neighbours_they_would_have_had(
     assert report.alarms == []
     assert report.runs[0].raw.rescued == 0
     with VolumeReader(sr_path) as high:
-        for (t, c), pixels in kept.items():
-            stack = np.stack([kept[max(t - 1, 0), c], pixels, kept[min(t + 1, 4), c]])
+        for t, c in kept:
+            stack = np.stack([kept[i, c] for i in seen(t, 3, range(5))])
             np.testing.assert_array_equal(high.read({"t": t, "c": c}), bilinear(stack, SCALE))
 
 
@@ -408,7 +405,7 @@ def test_a_stack_of_pages_is_of_what_the_model_was_trained_on(
     else:
         enhance(tmp_path / "in.tif", tmp_path / "out.tif", model)
     for i, pixels in enumerate(tifffile.imread(tmp_path / "out.tif")):
-        stack = raw[[max(i - 1, 0), i, min(i + 1, 3)]]
+        stack = raw[seen(i, 3, range(4))]
         np.testing.assert_array_equal(pixels, bilinear(stack, SCALE), err_msg=str(i))
 
 
@@ -426,7 +423,7 @@ def test_black_and_damaged_pages_are_nobodys_neighbours(tmp_path: Path) -> None:
     report = enhance(path, sr_path, Bilinear(SCALE, frames=3))
     assert (report.written, report.failed) == (5, 1)
     used = {e.index["q"]: (e.used or {}).get("q") for e in journal.read(journal_path(sr_path)).frames.values()}
-    assert used == {0: (0, 0, 0), 1: (0, 1, 2), 2: (2, 2, 3), 3: (2, 3, 3), 4: None, 5: (5, 5, 5)}
+    assert used == {0: (0, 0, 0), 1: (0, 1, 2), 2: (3, 2, 3), 3: (2, 3, 2), 4: None, 5: (5, 5, 5)}
 
 
 def test_a_single_image_stands_for_its_neighbours(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -13,18 +13,19 @@ from live_sr.neighbours import FRAME_COUNTS, Neighbours, axis_of, surround
         (1, {-1, 1}, [0]),
         (3, {-1, 1}, [-1, 0, 1]),
         (5, {-2, -1, 1, 2}, [-2, -1, 0, 1, 2]),
-        (3, {1}, [0, 0, 1]),
-        (3, {-1}, [-1, 0, 0]),
-        (5, {1, 2}, [0, 0, 0, 1, 2]),
-        (5, {-1, 1, 2}, [-1, -1, 0, 1, 2]),
-        (5, {-2, -1}, [-2, -1, 0, 0, 0]),
+        (3, {1}, [1, 0, 1]),
+        (3, {-1}, [-1, 0, -1]),
+        (5, {1, 2}, [2, 1, 0, 1, 2]),
+        (5, {-1, 1, 2}, [2, -1, 0, 1, 2]),
+        (5, {-2, -1}, [-2, -1, 0, -1, -2]),
         (5, set(), [0, 0, 0, 0, 0]),
+        (5, {1}, [1, 1, 0, 1, 1]),
         (5, {-2, 2}, [-2, 0, 0, 0, 2]),
-        (5, {-2, -1, 1}, [-2, -1, 0, 1, 1]),
+        (5, {-2, -1, 1}, [-2, -1, 0, 1, -2]),
     ],
     ids=str,
 )
-def test_what_is_missing_is_replaced_by_the_next_one_towards_the_centre(
+def test_what_is_missing_is_replaced_by_its_opposite_else_by_the_next_one_towards_the_centre(
     frames: int, there: set[int], expected: list[int]
 ) -> None:
     assert surround(0, frames, lambda offset: offset if offset in there else None) == expected

@@ -36,6 +36,12 @@ class Seen(NamedTuple):
     missing: Missing | None = None
 
 
+class _Plane(NamedTuple):
+    position: int
+    pixels: Pixels
+    missing: Missing | np.bool_  # a single one holds for every pixel
+
+
 class Stacks:
     """What `model` sees of each frame of `source`.
 
@@ -83,24 +89,23 @@ class Stacks:
             return Seen(raw if self._frames == 1 else stacked([raw] * self._frames), None)
         centre = index[self.axis]
         layout = self.source.layout
-        shown: Pixels = np.zeros(layout.frame_shape, layout.dtype) if raw is None else raw
-        planes = surround((centre, shown), self._frames, lambda offset: self._beside(index, centre + offset))
-        places = [i for i, _ in planes]
-        pixels = stacked([pixels for _, pixels in planes])
-        if self._masks is None and raw is not None:
-            return Seen(pixels, {self.axis: tuple(places)})
-        missing = np.stack([self._missing(index, i, lost=raw is None and i == centre) for i in places])
-        used = tuple(i for i, mask in zip(places, missing, strict=True) if not mask.all())
-        return Seen(pixels, {self.axis: used}, missing if missing.any() else None)
+        if raw is None:
+            middle = _Plane(centre, np.zeros(layout.frame_shape, layout.dtype), np.True_)
+        else:
+            middle = _Plane(centre, raw, self._missing(index))
+        planes = surround(middle, self._frames, lambda offset: self._beside(index, centre + offset))
+        pixels = stacked([plane.pixels for plane in planes])
+        used = tuple(plane.position for plane in planes if not plane.missing.all())
+        if not any(plane.missing.any() for plane in planes):
+            return Seen(pixels, {self.axis: used})
+        missing = np.stack([np.broadcast_to(plane.missing, layout.frame_shape) for plane in planes])
+        return Seen(pixels, {self.axis: used}, missing)
 
-    def _missing(self, index: Mapping[str, int], position: int, *, lost: bool) -> Missing:
-        assert self.axis is not None
-        if self._masks is None or lost:
-            return np.full(self.source.layout.frame_shape, lost)
-        return self._masks.of({**index, self.axis: position})
+    def _missing(self, index: Mapping[str, int]) -> Missing | np.bool_:
+        return np.False_ if self._masks is None else self._masks.of(index)
 
-    def _beside(self, index: Mapping[str, int], position: int) -> tuple[int, Pixels] | None:
-        """A neighbour; None where there is none, where it is black (left out, or never acquired) or damaged."""
+    def _beside(self, index: Mapping[str, int], position: int) -> _Plane | None:
+        """A neighbour; None where it is absent, black (left out, or never acquired), damaged, or all hole."""
         assert self.axis is not None
         if not 0 <= position < self._sizes[self.axis]:
             return None
@@ -108,4 +113,7 @@ class Stacks:
             pixels = self.source.read({**index, self.axis: position})
         except StoreError:  # that frame's own loss, and told as such when its turn comes
             return None
-        return (position, pixels) if pixels is not None and pixels.any() else None
+        if pixels is None or not pixels.any():
+            return None
+        missing = self._missing({**index, self.axis: position})
+        return None if missing.all() else _Plane(position, pixels, missing)

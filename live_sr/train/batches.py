@@ -79,26 +79,23 @@ def degraded(
     """Degrade (n, frames, scale * Y, scale * X), and punch holes into what the middle one became."""
     middle = frames.shape[1] // 2
     truth = frames[:, middle : middle + 1]
-    raw = _repeat_inwards(frames, crappifier(frames, scale, generator))
+    raw, at = crappifier(frames, scale, generator), _originals(frames)
+    # A frame that stands in for another brings its own noise along, as in use. With new noise each time it
+    # would pass for another look at the same place, which is there to be averaged: a network that learnt so
+    # restores the ends of a series worse than one that sees single frames.
+    raw = raw[torch.arange(len(raw))[:, None], at]
     if holes is not None:
-        # Beyond the end of a stack the middle frame itself is repeated, and must not show what it lacks.
-        raw = punch(raw, (frames == truth).flatten(2).all(-1), holes, generator)
+        raw = punch(raw, at, holes, generator)
     return Batch(raw, truth)
 
 
-def _repeat_inwards(frames: Tensor, raw: Tensor) -> Tensor:
-    """A frame that stands in for its neighbour brings its own noise along, as in use.
-
-    With noise of its own each time it would look like another look at the same place, which is there to be
-    averaged: a network that learnt so restores the ends of a series worse than one that sees single frames.
-    """
-    middle = raw.shape[1] // 2
-    seen = [raw[:, k : k + 1] for k in range(raw.shape[1])]
-    for k in (*reversed(range(middle)), *range(middle + 1, len(seen))):
-        inner = k + 1 if k < middle else k - 1
-        repeated = (frames[:, k] == frames[:, inner]).flatten(1).all(1)[:, None, None, None]
-        seen[k] = torch.where(repeated, seen[inner], seen[k])
-    return torch.cat(seen, 1)
+def _originals(frames: Tensor) -> Tensor:
+    """Which of the frames each one is, (n, frames) int64: of equal ones that closest to the middle."""
+    n, count = frames.shape[:2]
+    at = torch.arange(count).repeat(n, 1)
+    for k in sorted(range(count), key=lambda k: -abs(k - count // 2)):  # the middle has the last word
+        at[(frames == frames[:, k : k + 1]).flatten(2).all(-1)] = k
+    return at
 
 
 @dataclass(frozen=True)
@@ -123,7 +120,7 @@ class NoiseToNoise:
         frames = self.crops.batch(n, generator)
         before, frame, after = (frames[:, i : i + 1] for i in range(3))
         first, last = ((side == frame).flatten(1).all(1) for side in (before, after))
-        # At an end of the stack the frame stands for its neighbour: it would be taught to keep its noise.
+        # Where a neighbour is the frame itself, recorded twice, it would be taught to keep its noise.
         take_before = ((torch.rand(n, generator=generator) < 0.5) | last) & ~first
         return Batch(frame, torch.where(take_before[:, None, None, None], before, after))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from live_sr.config import Settings
 from live_sr.errors import ConfigError, InputError
+from live_sr.neighbours import surround
 from live_sr.train.content import Contents
-from live_sr.train.files import to_unit
+from live_sr.train.files import Place, to_unit
 from live_sr.train.pools import Pool
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class Crops:
     augment : Augment
     frames : int
         Neighbouring planes in each crop, odd; the middle one is the plane that is drawn. Beyond the ends of a
-        stack its last plane is repeated. With more than one, images that have no neighbour are left out.
+        stack planes of the other side stand in. With more than one, images that have no neighbour are left out.
 
     Raises
     ------
@@ -116,26 +117,23 @@ class Crops:
 
 
 def neighbours(pool: Pool, reach: int) -> list[list[int]]:
-    """Of each image, those of the planes from `reach` before to `reach` after it; an end is repeated."""
+    """Of each image, those of the planes from `reach` before to `reach` after it, as for live frames."""
     at = {(place.sha256, place.stack, place.at): i for i, place in enumerate(pool.places)}
-    found = []
-    for i, place in enumerate(pool.places):
-        before, after = [i], [i]
-        for side, step in ((before, -1), (after, 1)):
-            for n in range(1, reach + 1):
-                side.append(at.get((place.sha256, place.stack, place.at + step * n), side[-1]))
-        found.append([*reversed(before[1:]), *after])
-    return found
+
+    def beside(place: Place) -> Callable[[int], int | None]:
+        return lambda offset: at.get((place.sha256, place.stack, place.at + offset))
+
+    return [surround(i, 2 * reach + 1, beside(place)) for i, place in enumerate(pool.places)]
 
 
 def cut_off(near: Sequence[int], u: float) -> list[int]:
-    """Neighbours beyond a place chosen by `u` in [0, 1), on one side or both, replaced by the one there."""
+    """Neighbours as if the series ended, on one side or both, at a place chosen by `u` in [0, 1)."""
     reach = len(near) // 2
     which = int(u * 3 * reach)
     kept, side = which // 3, which % 3
-    low = reach - kept if side != 1 else 0
-    high = reach + kept if side != 0 else len(near) - 1
-    return [near[min(max(k, low), high)] for k in range(len(near))]
+    low = -kept if side != 1 else -reach
+    high = kept if side != 0 else reach
+    return surround(near[reach], len(near), lambda k: near[reach + k] if low <= k <= high else None)
 
 
 def turn(crop: Tensor, quarter: float, mirror: float) -> Tensor:

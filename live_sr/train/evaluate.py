@@ -222,7 +222,7 @@ def evaluate(
     upscaler : Upscaler
         ``info`` names the scale. One that sees several frames is given each plane of a stack with its
         neighbours along the axis that it was trained for, every one degraded once; at the ends, and of single
-        images, the nearest plane that there is stands in, as in a live run.
+        images, planes that there are stand in, as in a live run.
     files : sequence of Path
         TIFF, OME-TIFF, PNG or OME-Zarr; every plane of a stack counts as one image.
     doses : sequence of float

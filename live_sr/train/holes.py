@@ -74,7 +74,7 @@ def draw_holes(n: int, shape: tuple[int, int], settings: HoleSettings, generator
     return torch.from_numpy(masks)
 
 
-def punch(raw: Tensor, repeated: Tensor, settings: HoleSettings, generator: torch.Generator) -> Tensor:
+def punch(raw: Tensor, at: Tensor, settings: HoleSettings, generator: torch.Generator) -> Tensor:
     """Frames with holes, as the network is shown them: (n, frames, Y, X) to (n, frames + 1, Y, X).
 
     The last channel is the mask of the middle frame, which is 0 in its holes; neighbours are bridged. Where no
@@ -82,8 +82,9 @@ def punch(raw: Tensor, repeated: Tensor, settings: HoleSettings, generator: torc
 
     Parameters
     ----------
-    repeated : (n, frames) bool
-        Frames that are the middle one again, beyond the end of a stack: what is missing there is missing here.
+    at : (n, frames) int64
+        Which of the frames each one is. One that stands in for another, as at an end of a stack, lacks the same
+        in both places.
     """
     n, frames, *size = raw.shape
     shape, middle = (size[0], size[1]), frames // 2
@@ -92,7 +93,7 @@ def punch(raw: Tensor, repeated: Tensor, settings: HoleSettings, generator: torc
     damaged[:, middle] = True
     drawn = draw_holes(n * frames, shape, settings, generator).view(n, frames, *shape) > 0
     missing = drawn & (damaged & holed[:, None])[:, :, None, None]
-    missing = torch.where(repeated[:, :, None, None], missing[:, middle : middle + 1], missing)
+    missing = missing[torch.arange(n)[:, None], at]
     bridged = torch.from_numpy(bridge(raw.numpy(), missing.numpy()))
     hole = torch.from_numpy(fillable(missing.numpy()))[:, None]
     bridged[:, middle : middle + 1].masked_fill_(hole, 0)

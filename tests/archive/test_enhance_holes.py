@@ -27,6 +27,7 @@ from live_sr.model.engine import Engine, load_engine
 from live_sr.model.unet import NetworkSettings, SuperResolver
 from live_sr.serve.loop import Server
 from live_sr.upscaler import Bilinear
+from series import seen
 from tiny import record_of
 
 Z, Y, X = 6, 16, 20
@@ -69,7 +70,7 @@ def expected(engine: Engine, raw: NDArray[Any], mask: NDArray[np.bool_]) -> NDAr
     """Section by section from the engine itself."""
     out = []
     for z in range(len(raw)):
-        around = [max(z - 1, 0), z, min(z + 1, len(raw) - 1)]
+        around = seen(z, 3, range(len(raw)))
         out += engine.fill([raw[around]], [mask[around]])
     return np.stack(out)
 
@@ -224,8 +225,23 @@ def test_frames_that_a_volume_lacks_are_filled_when_asked_for(tmp_path: Path, en
     np.testing.assert_array_equal(stored(target)[[0, 2], 0], expected(engine, raw, lost)[[0, 2]])
     found = entries(target)
     assert (found[2].filled, found[2].raw_crc32, found[2].used) == (Y * X, None, {"t": (1, 3)})
-    assert found[0].used == {"t": (1,)}
+    assert found[0].used == {"t": (1, 1)}
     assert "were filled" in attributes(target)["live_sr"]["statement"]
+
+
+def test_a_section_that_is_masked_whole_is_nobodys_neighbour_as_one_that_was_lost(
+    tmp_path: Path, engine: Engine
+) -> None:
+    raw, mask = sections(), np.zeros((Z, Y, X), bool)
+    mask[2] = True
+    lost, masked = tmp_path / "lost.ome.zarr", tmp_path / "masked.ome.zarr"
+    enhance(raw_volume(tmp_path / "raw1.ome.zarr", raw[:, None], skip=[2]), lost, engine, fill=True)
+    given = write(tmp_path / "mask.tif", mask, axes="TYX")
+    enhance(raw_volume(tmp_path / "raw2.ome.zarr", raw[:, None]), masked, engine, missing=given)
+    used = [{n: (entry.used or {})["t"] for n, entry in entries(path).items()} for path in (lost, masked)]
+    expected = {0: (1, 0, 1), 1: (0, 1, 0), 2: (1, 3), 3: (4, 3, 4), 4: (3, 4, 5), 5: (4, 5, 4)}
+    assert used == [expected, expected]
+    np.testing.assert_array_equal(stored(masked), stored(lost))
 
 
 def test_a_frame_whose_neighbours_are_missing_too_stays_missing(tmp_path: Path, engine: Engine) -> None:

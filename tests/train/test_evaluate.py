@@ -25,6 +25,7 @@ from live_sr.train.evaluate import (
     simulate,
 )
 from live_sr.upscaler import Bilinear, UpscalerInfo
+from series import seen
 
 QUICK = ("nearest", "bilinear", "bicubic")
 
@@ -169,8 +170,8 @@ def test_a_model_of_several_frames_sees_each_plane_of_a_stack_with_its_neighbour
     assert [frames.shape for frames in model.shown] == [(3, 32, 32)] * 8, "four planes, two frames of each"
     first, second = model.shown[::2], model.shown[1::2]
     for n, stack in enumerate(first):
-        for seen, plane in zip(stack, (max(n - 1, 0), n, min(n + 1, 3)), strict=True):
-            np.testing.assert_array_equal(seen, first[plane][1], "each plane is degraded once")
+        for shown, plane in zip(stack, seen(n, 3, range(4)), strict=True):
+            np.testing.assert_array_equal(shown, first[plane][1], "each plane is degraded once")
     assert not np.array_equal(first[1], second[1])
     single = evaluate(Bilinear(2), [path], doses=[40]).mean.methods["bicubic"]
     assert result.mean.methods["bicubic"] == single, "the others are shown the middle frame alone"
@@ -189,7 +190,7 @@ def test_neighbours_lie_along_the_axis_that_the_model_was_trained_for(
     for n, stack in enumerate(model.shown[::2]):
         series = flat[n % 2 :: 2] if beside == 2 else flat[n // 2 * 2 : n // 2 * 2 + 2]
         at = n // 2 if beside == 2 else n % 2
-        expected = series[np.clip([at - 1, at, at + 1], 0, len(series) - 1)]
+        expected = series[seen(at, 3, range(len(series)))]
         np.testing.assert_allclose(stack.mean(axis=(1, 2)), 255 * expected * scene((32, 32)).mean(), atol=2)
 
 

@@ -55,6 +55,11 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def apart(n: int, frames: int) -> torch.Tensor:
+    """No frame stands in for another."""
+    return torch.arange(frames).expand(n, frames)
+
+
 def alone(kind: str, **sizes: object) -> HoleSettings:
     shares = dict.fromkeys(("tiles", "bands", "lines"), 0.0) | {kind: 1.0}
     return msgspec.convert({"most": 1, **shares, **sizes}, HoleSettings)
@@ -110,7 +115,7 @@ def test_a_band_is_no_wider_and_no_longer_than_drawn() -> None:
 
 def test_examples_have_holes_in_their_share() -> None:
     raw = torch.rand(400, 3, 8, 8)
-    batch = punch(raw, torch.zeros(400, 3, dtype=torch.bool), HoleSettings(share=0.4), generator())
+    batch = punch(raw, apart(400, 3), HoleSettings(share=0.4), generator())
     assert float(batch[:, 3].flatten(1).any(1).float().mean()) == pytest.approx(0.4, abs=0.08)
 
 
@@ -119,7 +124,7 @@ def test_examples_have_holes_in_their_share() -> None:
 
 def test_a_hole_is_empty_and_neighbours_are_whole() -> None:
     raw = 0.5 + 0.5 * torch.rand(40, 5, 16, 16)
-    shown, hole = parted(punch(raw, torch.zeros(40, 5, dtype=torch.bool), EVERY, generator()))
+    shown, hole = parted(punch(raw, apart(40, 5), EVERY, generator()))
     assert hole is not None
     assert float(hole.mean()) > 0.05
     assert bool((shown[:, 2:3][hole > 0] == 0).all())
@@ -129,23 +134,38 @@ def test_a_hole_is_empty_and_neighbours_are_whole() -> None:
     assert float((others != raw[:, [0, 1, 3, 4]]).float().mean()) > 0.01, "bridged where they had holes"
 
 
-def test_at_the_end_of_a_stack_the_frame_itself_does_not_show_what_it_lacks() -> None:
-    """Of two planes each is an end: it is repeated there, with noise of its own, but not inside the hole."""
+def test_a_frame_that_stands_in_for_another_lacks_what_that_one_lacks() -> None:
+    at = torch.tensor([0, 2, 2, 2, 0]).expand(60, 5)  # the planes on either side of the middle are lost
+    raw = (0.2 + 0.1 * at)[:, :, None, None].expand(-1, -1, 16, 16)
+    shown, hole = parted(punch(raw, at, EVERY, generator()))
+    assert hole is not None
+    inside = hole.expand(-1, 2, -1, -1) > 0
+    assert float(inside.float().mean()) > 0.05
+    assert bool((shown[:, [1, 3]][inside] == 0.2).all()), "the middle one itself does not show what it lacks"
+    assert torch.equal(shown[:, 0], shown[:, 4])
+    alone = torch.full((60, 5), 2)
+    _, hole = parted(punch(raw, alone, EVERY, generator()))
+    assert hole is not None
+    assert not hole.any(), "nothing can fill what the only frame lacks"
+
+
+def test_at_the_end_of_a_stack_both_sides_show_one_frame_and_lack_the_same() -> None:
+    """Of two planes each is an end, and the other one its neighbour on either side."""
     levels = (60, 180)
     planes = [np.full((32, 32), level, np.uint8) for level in levels]
     pool = Pool("s", 1.0, [*planes], stack=True, places=[Place("s", "s", 0, z) for z in range(2)])
     crops = Crops([pool], 32, AS_THEY_ARE, frames=3)
-    draw = Degraded(crops, load_crappifier("pssr2"), 2, HoleSettings(share=1.0, neighbours=0.0))
+    draw = Degraded(crops, load_crappifier("pssr2"), 2, EVERY)
     batch = draw(40, generator())
     shown, hole = parted(batch.raw)
     assert hole is not None
     assert float(hole.mean()) > 0.1
-    own = batch.truth[:, :, ::2, ::2].expand(-1, 2, -1, -1)
+    assert torch.equal(shown[:, 0], shown[:, 2])
+    own = batch.truth[:, :, ::2, ::2]
     other = sum(levels) / 255 - own
-    around, inside = shown[:, [0, 2]], hole.expand(-1, 2, -1, -1) > 0
-    is_own = (around - own).abs() < (around - other).abs()
-    assert float(is_own[inside].float().mean()) < 0.02
-    assert float(is_own[~inside].float().mean()) == pytest.approx(0.5, abs=0.02)
+    is_own = (shown[:, :1] - own).abs() < (shown[:, :1] - other).abs()
+    assert float(is_own[hole > 0].float().mean()) < 0.02
+    assert 0.02 < float(is_own[hole == 0].float().mean()) < 0.5, "where the neighbour has holes"
 
 
 def test_the_level_of_a_patch_is_that_of_its_measured_pixels() -> None:
