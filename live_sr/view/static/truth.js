@@ -164,8 +164,11 @@ function showState(page) {
   else if (quiet && status.state !== "acquiring" && status.state !== "draining") {
     chip("run", `${status.state}, acquisition closed`, "", status.session);
   } else {
-    const kind = quiet ? "bad" : { acquiring: "good", draining: "warn", finished: "good" }[status.state] ?? "";
-    const state = status.sequence.state === "paused" ? "sequence paused" : status.state;
+    const { queued = 0, in_flight = 0, deferred = 0 } = status.counts;
+    const done = status.state === "draining" && queued + in_flight + deferred === 0;  // the session is only open
+    const now = done ? "idle" : status.state;
+    const kind = quiet ? "bad" : { acquiring: "good", draining: "warn", finished: "good" }[now] ?? "";
+    const state = status.sequence.state === "paused" ? "sequence paused" : now;
     chip("run", state, kind, status.session);
   }
   const server = status?.server;
