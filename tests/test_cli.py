@@ -50,7 +50,8 @@ def test_every_command_explains_itself(command: str) -> None:
         (("enhance", "no-such.tif", "out.tif"), "no-such.tif"),
         (("evaluate", "--hr", "no-such.tif"), "no-such.tif"),
         (("train", "no-such.toml", "--data", "."), "no-such.toml"),
-        (("view", "--host", "0.0.0.0"), "0.0.0.0"),
+        (("view", "--host", "no-such-host.invalid"), "no-such-host.invalid"),
+        (("view", "--token-file", "no-such-file"), "no-such-file"),
         (("demo", "--no-view", "--specimen", "no-such.tif"), "no-such.tif"),
     ],
 )

@@ -667,6 +667,7 @@ def test_ctrl_c_while_the_run_is_awaited_cancels_it(tmp_path: Path) -> None:
         from live_sr import LiveSR
         from rig import serving
         core = CMMCorePlus(); core.loadSystemConfiguration(); core.setROI(0, 0, 64, 48); core.setExposure(10)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits none
         n = 0
         def press(img):
             global n

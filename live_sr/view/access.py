@@ -32,6 +32,7 @@ MAX_ADDRESSES = 1000  # whose failures are remembered, the oldest forgotten firs
 MAX_BODY = 4096  # bytes; a token has at most 256
 OPEN_PATHS = ("/", "/access", "/healthz")  # the empty page, and where the token is given
 PRIVATE_PATHS = ("/jobs", "/control")  # other people's files; nothing of these is for those who only watch
+MOVIE = "/movie"
 READING = ("GET", "HEAD")
 
 OFF = "this page has no token and cannot control anything: its `live-sr view` said why when it started"
@@ -181,7 +182,8 @@ class Access:
         path = scope["path"]
         if path in OPEN_PATHS or path.startswith("/static/"):
             return False
-        return not self.watch_freely or not _reads(scope) or path.startswith(PRIVATE_PATHS)
+        watches = _reads(scope) or path == MOVIE  # which is made of what may be watched
+        return not self.watch_freely or not watches or path.startswith(PRIVATE_PATHS)
 
     # ---------------------------------------------------------------- host names
 

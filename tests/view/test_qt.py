@@ -45,8 +45,18 @@ def widget(app: QApplication) -> Iterator[LiveSRWidget]:
     delete(widget)
 
 
+OTHERS = frozenset[threading.Thread]()
+
+
+@pytest.fixture(autouse=True)
+def others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads of earlier tests, one of which hung on purpose."""
+    monkeypatch.setattr(f"{__name__}.OTHERS", frozenset(threading.enumerate()))
+
+
 def watchers() -> list[str]:
-    return [t.name for t in threading.enumerate() if t.name.startswith(("live-sr watcher", "live-sr listener"))]
+    names = [t.name for t in threading.enumerate() if t not in OTHERS]
+    return [name for name in names if name.startswith(("live-sr watcher", "live-sr listener"))]
 
 
 def shown(widget: LiveSRWidget) -> int | None:

@@ -33,6 +33,7 @@ from live_sr.view import jobs as jobs_module
 from live_sr.view.admit import TooLargeError, judge, suffix_of
 from live_sr.view.jobs import FullError, GoneError, Jobs, JobStatus, clean_name
 from rig import WAIT_S, Gated, serving
+from series import seen
 
 FEED = "tcp://127.0.0.1:9"  # nobody publishes there
 NOBODY = "tcp://127.0.0.1:9"
@@ -443,9 +444,7 @@ def test_a_model_that_sees_neighbours_is_given_them() -> None:
         job = it.wait(job_id, lambda job: job.state == "done")
         result = it.jobs.get(job_id).result
         assert result is not None
-        expected = [
-            bilinear(np.stack([pixels[max(i - 1, 0)], pixels[i], pixels[min(i + 1, 3)]]), 2) for i in range(4)
-        ]
+        expected = [bilinear(np.stack([pixels[k] for k in seen(i, 3, range(4))]), 2) for i in range(4)]
         np.testing.assert_array_equal(tifffile.imread(result), expected)
         assert job.notes == ()
         alone = it.put(png(grey((9, 7))), "a.png")
