@@ -273,8 +273,11 @@ def _compare(
     raw_path: Path,
     sr_path: Path,
     settings: DemoSettings,
-) -> _Compared:
-    """PSNR and SSIM of each method against the noise-free truth; 1.0 is a white pixel, as the scope says."""
+) -> _Compared | None:
+    """PSNR and SSIM of each method against the noise-free truth; 1.0 is a white pixel, as the scope says.
+
+    Of the frames that were restored; None when none of those to be compared was.
+    """
     from live_sr.train.baselines import bicubic, nearest
     from live_sr.train.metrics import psnr, ssim
     from live_sr.upscaler import bilinear
@@ -285,6 +288,8 @@ def _compare(
     last: tuple[NDArray[Any], NDArray[Any], NDArray[Any]] | None = None
     with VolumeReader(raw_path) as raw, VolumeReader(sr_path) as sr:
         for n, meta in sorted(metas.items()):
+            if not sr.present({"t": n}):
+                continue  # failed, which the report says
             low, restored = raw.read({"t": n}), sr.read({"t": n})
             truth = np.clip(np.rint(scope.truth(meta)), 0, 65535).astype(np.uint16)
             images = {
@@ -297,7 +302,8 @@ def _compare(
                 a, b = _to_unit(image, scope.settings), _to_unit(truth, scope.settings)
                 scores.setdefault(name, []).append((psnr(a, b), ssim(a, b)))
             last = (low, restored, truth)
-    assert last is not None
+    if last is None:
+        return None
     means = {name: np.mean(values, axis=0) for name, values in scores.items()}
     return _Compared(
         psnr_db={name: round(float(m[0]), 3) for name, m in means.items()},

@@ -117,7 +117,7 @@ function words(place) {
 
 function frame(page, header) {
   missing = null;
-  const meta = header.right ?? header.left;
+  const meta = header.left ?? header.right;  // the acquired image is the newer one
   if (!header.at && meta) newest = meta.kind === "sequence" ? meta.place : { frame: meta.seq };
   const c = run.labels.c?.indexOf(page.channel) ?? -1;
   if (!page.at && c >= 0) chosen.c = c;
