@@ -10,6 +10,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -203,7 +204,9 @@ def test_an_error_of_our_own_is_told(
     watched.pair(1)
     watched.wait(lambda: watched.watcher.failed)
     assert "start live-sr view again" in caplog.text
-    answer = asyncio.run(Pages(watched.watcher).healthz(Request({"type": "http"})))
+    asked = Pages(watched.watcher).healthz(Request({"type": "http"}))
+    with ThreadPoolExecutor() as elsewhere:  # Playwright's loop runs on this thread once a browser was open
+        answer = elsewhere.submit(asyncio.run, asked).result()
     assert answer.status_code == 503
     assert report(watched.watcher)["feed"]["failed"] is True
 
