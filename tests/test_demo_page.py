@@ -203,9 +203,7 @@ def test_zoom_is_linked_and_goes_back(page: Page) -> None:
     from playwright.sync_api import expect
 
     goes_on(page, "right", -1)
-    expect(
-        page.locator('#sliders input[aria-label="t"]')
-    ).to_be_visible()  # takes room from the pictures
+    expect(page.locator('#sliders input[aria-label="t"]')).to_be_visible()  # takes room from the pictures
     settle(page)
 
     def bars() -> list[float]:
