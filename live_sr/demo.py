@@ -114,12 +114,13 @@ def run_demo(settings: DemoSettings) -> int:
             )
         )
         console.print(f"  {server}", highlight=False)
+        token = _token() if settings.view else ""
         sr = stack.enter_context(
             LiveSR(
                 address,
                 save=sr_path,
                 view="tcp://127.0.0.1:*" if settings.view else None,
-                control="tcp://127.0.0.1:*" if settings.view and _token() else None,
+                control="tcp://127.0.0.1:*" if token else None,
             )
         )
         if settings.view:
@@ -138,7 +139,7 @@ def run_demo(settings: DemoSettings) -> int:
                 )
             )
             console.print(f"[bold green]watch it at {page}[/]")
-            if token := _token():
+            if token:
                 from live_sr.view.access import Access
 
                 where = f"{page}{Access(token).fragment()}"

@@ -17,9 +17,10 @@ import pytest
 import useq
 from pymmcore_plus import CMMCorePlus
 
+from live_sr import LiveSR
 from live_sr.client.volume import VolumeReader
 from live_sr.config import ServerSettings
-from live_sr.frame import Pixels
+from live_sr.frame import Counts, Pixels
 from live_sr.neighbours import FrameCount
 from live_sr.serve.loop import Server
 from live_sr.upscaler import Bilinear, bilinear
@@ -44,6 +45,21 @@ def mmc() -> Iterator[CMMCorePlus]:
     yield core
     core.mda.cancel()
     core.unloadAllDevices()  # or a callback thread of Micro-Manager's outlives the interpreter
+
+
+class Failing(Bilinear):
+    """Cannot compute its `nth` frame."""
+
+    def __init__(self, nth: int) -> None:
+        super().__init__(SCALE)
+        self._nth = nth
+        self._n = 0
+
+    def upscale(self, frames: Sequence[Pixels]) -> list[Pixels]:
+        self._n += 1
+        if self._n == self._nth:
+            raise RuntimeError("out of memory")
+        return super().upscale(frames)
 
 
 class Gated(Bilinear):
@@ -90,6 +106,28 @@ def serving(
     """A server in this process."""
     with Server(upscalers or Bilinear(SCALE), ServerSettings(bind=address, warm_shapes=())) as server:
         yield server
+
+
+@contextmanager
+def sampled(sr: LiveSR) -> Iterator[list[Counts]]:
+    """The session's counts, taken all the time; afterwards the ledger has closed at every sample."""
+    samples: list[Counts] = []
+    stop = threading.Event()
+
+    def sample() -> None:
+        while not stop.wait(0.0005):
+            samples.append(sr.counts)
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    try:
+        yield samples
+    finally:
+        stop.set()
+        sampler.join()
+    assert samples
+    for c in samples:
+        assert c.acquired == c.queued + c.in_flight + c.deferred + c.returned + c.failed
 
 
 def assert_restored(raw: Path, sr: Path, scale: int = SCALE, frames: int | None = None) -> None:

@@ -50,6 +50,7 @@ from rig import (  # noqa: F401  mmc is a fixture
     assert_restored,
     events_of,
     mmc,
+    sampled,
     serving,
 )
 
@@ -280,24 +281,13 @@ def test_a_run_that_nobody_joined_is_waited_for(mmc: CMMCorePlus, tmp_path: Path
 def test_the_ledger_closes_at_every_sample(mmc: CMMCorePlus, tmp_path: Path) -> None:
     raw, sr_path = paths(tmp_path)
     gate = Gated()
-    samples: list[Counts] = []
-    stop = threading.Event()
-    with serving(gate) as server, LiveSR(server.address, save=sr_path) as sr:
-
-        def sample() -> None:
-            while not stop.is_set():
-                samples.append(sr.counts)
-
-        sampler = threading.Thread(target=sample)
-        sampler.start()
+    with serving(gate) as server, LiveSR(server.address, save=sr_path) as sr, sampled(sr) as samples:
         sr.attach(mmc)
         for _ in range(2):
             mmc.run_mda(frames(10), output=raw if not raw.exists() else tmp_path / "raw2.ome.zarr", block=True)
             gate.permit(3)
         gate.open()
         report = sr.close()
-        stop.set()
-        sampler.join()
     assert len({(c.queued, c.in_flight, c.deferred, c.returned) for c in samples}) > 5
     for c in samples:
         assert c.acquired == c.queued + c.in_flight + c.deferred + c.returned + c.failed

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,17 @@ from live_sr.client.volume import VolumeReader, read_layout
 from live_sr.errors import InputError, StoreError
 from live_sr.frame import Pixels
 from live_sr.upscaler import Bilinear, bilinear
-from rig import RUNS, SCALE, SEQUENCES, SHAPE, WAIT_S, events_of, mmc, serving  # noqa: F401  mmc is a fixture
+from rig import (  # noqa: F401  mmc is a fixture
+    RUNS,
+    SCALE,
+    SEQUENCES,
+    SHAPE,
+    WAIT_S,
+    Failing,
+    events_of,
+    mmc,
+    serving,
+)
 from test_cli import live_sr
 from test_end_to_end import assert_clean
 
@@ -188,23 +197,9 @@ def test_a_cancelled_run_ends_with_its_last_frame(mmc: CMMCorePlus, tmp_path: Pa
     assert tifffile.imread(tmp_path / "sr.ome.tiff").shape == (3, SCALE * Y, SCALE * X)
 
 
-class Failing(Bilinear):
-    """Cannot compute its third frame."""
-
-    def __init__(self) -> None:
-        super().__init__(SCALE)
-        self.n = 0
-
-    def upscale(self, frames: Sequence[Pixels]) -> list[Pixels]:
-        self.n += 1
-        if self.n == 3:
-            raise RuntimeError("out of memory")
-        return super().upscale(frames)
-
-
 def test_an_incomplete_volume_stays_is_finished_and_then_converted(mmc: CMMCorePlus, tmp_path: Path) -> None:
     raw, volume, target = (tmp_path / name for name in ("raw.ome.zarr", "sr.ome.zarr", "sr.ome.tiff"))
-    with serving(Failing()) as server, LiveSR(server.address, save=target) as sr:
+    with serving(Failing(3)) as server, LiveSR(server.address, save=target) as sr:
         sr.attach(mmc)
         mmc.run_mda(frames(5), output=raw, block=True)
         report = sr.close()
@@ -337,7 +332,7 @@ def test_raw_ome_tiff_of_any_number_of_axes_becomes_a_volume_and_a_file(
 
 def test_a_frame_that_is_missing_is_black_noted_and_missing_again(mmc: CMMCorePlus, tmp_path: Path) -> None:
     first, file, second = (tmp_path / n for n in ("a.ome.zarr", "b.ome.tiff", "c.ome.zarr"))
-    with serving(Failing()) as server, LiveSR(server.address, save=first) as sr:
+    with serving(Failing(3)) as server, LiveSR(server.address, save=first) as sr:
         sr.attach(mmc)
         mmc.run_mda(frames(5), output=tmp_path / "raw.ome.zarr", block=True)
     told: list[tuple[int, int]] = []

@@ -23,9 +23,8 @@ from live_sr.client.feed import FeedStatus, decode
 from live_sr.client.volume import VolumeReader
 from live_sr.errors import InputError, LiveSRError, StoreError
 from live_sr.frame import Pixels
-from live_sr.upscaler import Bilinear
 from live_sr.wire.token import control_token
-from rig import SCALE, WAIT_S, Gated, assert_restored, serving
+from rig import SCALE, WAIT_S, Failing, Gated, assert_restored, serving
 from test_cli import live_sr
 from test_end_to_end import nobody
 
@@ -73,7 +72,7 @@ def test_a_sequence_file_is_acquired_super_resolved_and_reported(
 
 
 def test_the_command_itself_gives_the_exit_code(settings: AcquireSettings) -> None:
-    with serving(Failing()) as server:
+    with serving(Failing(2)) as server:
         files = ("--raw", settings.raw, "--save", settings.save)
         done = live_sr("acquire", settings.sequence, "--config", "demo", "--server", server.address, *files)
     assert done.returncode == 3, done.stdout + done.stderr
@@ -115,24 +114,10 @@ def test_several_servers_share_the_work(settings: AcquireSettings) -> None:
     assert_restored(settings.raw, settings.save, frames=6)
 
 
-class Failing(Bilinear):
-    """Cannot compute its second frame."""
-
-    def __init__(self) -> None:
-        super().__init__(SCALE)
-        self.n = 0
-
-    def upscale(self, frames: Sequence[Pixels]) -> list[Pixels]:
-        self.n += 1
-        if self.n == 2:
-            raise RuntimeError("out of memory")
-        return super().upscale(frames)
-
-
 def test_frames_that_failed_give_exit_code_3_and_the_command_that_finishes_them(
     settings: AcquireSettings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with serving(Failing()) as server:
+    with serving(Failing(2)) as server:
         assert run_acquire(replace(settings, servers=(server.address,))) == 3
     said = capsys.readouterr().out
     assert "NOT complete" in said

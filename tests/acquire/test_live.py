@@ -36,6 +36,7 @@ from rig import (  # noqa: F401  mmc is a fixture
     Gated,
     assert_restored,
     mmc,
+    sampled,
     serving,
     use_two_cameras,
 )
@@ -88,16 +89,7 @@ class Listener:
 @contextmanager
 def attached(core: CMMCorePlus, upscaler: Bilinear | None = None, **options: Any) -> Iterator[LiveSR]:
     """A session with a server in this process; its ledger is sampled all the time, and closes every time."""
-    samples: list[Counts] = []
-    stop = threading.Event()
-    with serving(upscaler) as server, LiveSR(server.address, **options) as sr:
-
-        def sample() -> None:
-            while not stop.wait(0.0005):
-                samples.append(sr.counts)
-
-        sampler = threading.Thread(target=sample)
-        sampler.start()
+    with serving(upscaler) as server, LiveSR(server.address, **options) as sr, sampled(sr) as samples:
         assert sr.wait_ready(WAIT_S)
         sr.attach(core)
         try:
@@ -105,9 +97,6 @@ def attached(core: CMMCorePlus, upscaler: Bilinear | None = None, **options: Any
         finally:
             if not sr._closed:
                 sr.close()
-            stop.set()
-            sampler.join()
-    assert samples
     for c in (*samples, sr.counts):
         assert c.acquired == c.queued + c.in_flight + c.deferred + c.returned + c.failed
         assert c.failed == 0
